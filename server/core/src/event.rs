@@ -1,0 +1,206 @@
+//! What happened, as the core tells it. Every transition is one [`Event`]; whatever is counted, traced or logged about messages and
+//! deliveries comes from these and from nowhere else.
+
+use std::time::Duration;
+
+use crate::consumers::ConsumerId;
+use crate::time::Time;
+
+/// A message's id: the topic's sequence, from 1, the same in every subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(pub u64);
+
+/// How a delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// An ack came in time.
+    Acked,
+    /// Its consumer nacked it.
+    Nacked,
+    /// Its ack deadline passed.
+    Expired,
+    /// Its consumer left.
+    Released,
+}
+
+/// Why a message was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DropReason {
+    /// A delivery ended in a way that costs a retry, and none was left.
+    MaxRetries,
+    /// A consumer nacked it with drop.
+    Rejected,
+}
+
+/// How a consumer leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Leave {
+    /// It half-closed, or the server ended its stream: its deliveries cost no retry.
+    Clean,
+    /// Its stream broke: its deliveries cost a retry, so that a message which kills its consumers comes to an end.
+    Broken,
+}
+
+/// What a consumer said about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verb {
+    /// It is done.
+    Ack,
+    /// Deliver it again, or give it up.
+    Nack,
+    /// It needs longer.
+    Extend,
+}
+
+/// Why an ack, nack or extend changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IgnoreReason {
+    /// The message was acked or dropped before.
+    Settled,
+    /// No such message, or no such attempt, was ever delivered.
+    Unknown,
+    /// It names an attempt other than the outstanding one.
+    Stale,
+    /// The sender does not hold a delivery of the message.
+    NotHeld,
+}
+
+/// A message as an event shows it.
+#[derive(Debug)]
+pub struct MessageView<'a, M> {
+    /// Its id.
+    pub id: MessageId,
+    /// What was published.
+    pub body: &'a M,
+    /// Its size in bytes, as the publisher's shell counted it.
+    pub size: u32,
+    /// When it was accepted.
+    pub accepted_at: Time,
+    /// How many deliveries it has had; the number of the last one.
+    pub attempts: u32,
+    /// How many retries are left; `None` = unlimited.
+    pub retries_left: Option<u32>,
+}
+
+/// One transition. `at` is the instant at which it was due, which for an effect of time may be earlier than the input that
+/// brought it about.
+#[derive(Debug)]
+pub enum Event<'a, M> {
+    /// A message was accepted; it is ready.
+    Published {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+    },
+    /// A message was handed over to a consumer; it is outstanding.
+    Sent {
+        /// When.
+        at: Time,
+        /// The message, this delivery included.
+        message: MessageView<'a, M>,
+        /// Who holds it.
+        consumer: ConsumerId,
+        /// How the delivery before ended; `None` for the first. Anything else makes this a redelivery, a "retry" in metrics and logs.
+        after: Option<Outcome>,
+    },
+    /// A delivery's ack deadline was moved.
+    Extended {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// The new deadline.
+        deadline: Time,
+    },
+    /// A delivery ended. What becomes of the message follows as an event of its own.
+    Ended {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// Who held it; it may have left.
+        consumer: ConsumerId,
+        /// When the delivery was handed over.
+        sent_at: Time,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// A message is to be delivered again: at once where `delay` is zero, else after it.
+    Requeued {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// How long it is delayed.
+        delay: Duration,
+    },
+    /// A delay has passed; the message is ready.
+    Due {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+    },
+    /// A message is settled: acked.
+    Acked {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// Whether the ack came after its delivery had ended.
+        late: bool,
+    },
+    /// A message is settled: dropped.
+    Dropped {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// Why.
+        reason: DropReason,
+    },
+    /// An ack, nack or extend changed nothing.
+    Ignored {
+        /// When.
+        at: Time,
+        /// The message that it named.
+        id: MessageId,
+        /// What it was.
+        verb: Verb,
+        /// Why it changed nothing.
+        reason: IgnoreReason,
+    },
+    /// A consumer attached.
+    Attached {
+        /// When.
+        at: Time,
+        /// Who.
+        consumer: ConsumerId,
+    },
+    /// A consumer detached. Its deliveries end before this event.
+    Detached {
+        /// When.
+        at: Time,
+        /// Who.
+        consumer: ConsumerId,
+        /// How.
+        leave: Leave,
+    },
+    /// From here on nothing is accepted or delivered; what is outstanding may still be settled.
+    Draining {
+        /// When.
+        at: Time,
+    },
+}
+
+/// Sees every event, in order, and cannot alter delivery.
+pub trait Observer<M> {
+    /// Takes note of one event. Called while the subscription is being changed: it must not block.
+    fn observe(&mut self, event: &Event<'_, M>);
+}
+
+/// Observes nothing.
+impl<M> Observer<M> for () {
+    fn observe(&mut self, _: &Event<'_, M>) {}
+}

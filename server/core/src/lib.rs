@@ -1,0 +1,55 @@
+//! The rules of at-least-once delivery, as a pure state machine.
+//!
+//! A [`Subscription`] owns every message that its topic has accepted until the message is **settled**: acked, or dropped for a
+//! reason. It is *sans I/O*: it reads no clock, takes no lock, starts no task and draws no random number. All that moves it are
+//! its inputs, each with the time at which it happened, so the same inputs at the same times give the same result.
+//!
+//! ```text
+//!                 hand over                       ack
+//!   publish ──▶ ready ────────▶ outstanding ────────────▶ settled: acked
+//!                 ▲  ▲               │  │                    ▲
+//!                 │  │ retry         │  │ nack with drop,    │ late ack, of a message that is
+//!                 │  ╰───────────────┤  │ or no retry left   │ ready or delayed again
+//!             due │        retry     │  ╰──────────▶ settled: dropped
+//!                 ╰──── delayed ◀────╯
+//! ```
+//!
+//! The methods of [`Subscription`] are of four kinds:
+//!
+//! - **inputs** change it: [`enqueue`](Subscription::enqueue) (through [`Topic::publish`]), [`attach`](Subscription::attach),
+//!   [`detach`](Subscription::detach), [`ack`](Subscription::ack), [`nack`](Subscription::nack),
+//!   [`extend`](Subscription::extend), [`drain`](Subscription::drain);
+//! - **pulls** hand something over: [`next_delivery`](Subscription::next_delivery) when a consumer asks for one,
+//!   [`next_wake`](Subscription::next_wake) after every other call;
+//! - **time**: [`next_due`](Subscription::next_due) says when [`advance`](Subscription::advance) must be called;
+//! - **getters** change nothing that anyone could see.
+//!
+//! What happens is told as [`Event`]s to an [`Observer`], which cannot alter it. Two laws hold after every call, and a call that
+//! would break them panics:
+//!
+//! ```text
+//! messages:    published = acked + dropped + ready + delayed + outstanding
+//! deliveries:  sent      = acked + nacked + expired + released + outstanding
+//! ```
+//!
+//! Effects of time happen in the order and at the instant in which they were due, however late they are computed: before an input at
+//! t come all effects that were due at t. A call applies at most [`PASS`] of them, so that a million deliveries that expire
+//! together hold nobody up; what is left makes `next_due` answer at once, and no input can tell the difference.
+
+mod consumers;
+mod counts;
+mod event;
+mod messages;
+mod policy;
+mod slab;
+mod subscription;
+mod time;
+mod topic;
+
+pub use consumers::{Attachment, ConsumerId, Window};
+pub use counts::{Backlog, Counts, Ended};
+pub use event::{DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Verb};
+pub use policy::{Backoff, MAX_DELAY, MAX_DELIVERY, MAX_RETRIES, MIN_ACK_DEADLINE, Policy, PolicyError};
+pub use subscription::{Delivery, Nack, PASS, Refusal, Subscription, WAKE_PATIENCE};
+pub use time::Time;
+pub use topic::{Refused, Topic};

@@ -1,0 +1,322 @@
+//! The state machine of one subscription: its inputs and what can be asked of it. What they lead to is in [`transitions`].
+
+mod transitions;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use crate::consumers::{Attachment, ConsumerId, Consumers};
+use crate::counts::{Backlog, Counts};
+use crate::event::{DropReason, Event, Leave, MessageId, Observer, Outcome, Verb};
+use crate::messages::{BY_STATE, List, Messages, State};
+use crate::policy::{MAX_DELAY, MAX_DELIVERY, Policy};
+use crate::slab::Key;
+use crate::time::Time;
+
+/// At most so many effects of time are applied in one call: at 40 to 160 ns each, well under a millisecond.
+pub const PASS: usize = 1024;
+
+/// Where a consumer was woken and nobody takes a message for so long, the next one is woken: a stream whose client's HTTP/2 window
+/// is full is never polled, so its wake is lost (measured).
+pub const WAKE_PATIENCE: Duration = Duration::from_millis(5);
+
+/// One subscription of a topic: a full copy of the topic's messages, shared by its consumers.
+///
+/// `M` is the message as its consumers get it; the core never looks inside, and clones it for each delivery.
+pub struct Subscription<M, O> {
+    policy: Policy,
+    observer: O,
+    counts: Counts,
+    messages: Messages<M>,
+    consumers: Consumers,
+    /// Ready and never delivered, in the order of their ids.
+    first: List<BY_STATE>,
+    /// Ready for redelivery, in the order in which they became due.
+    again: List<BY_STATE>,
+    /// Outstanding with the policy's deadline, in the order of hand-over. As all have the same length, that is the order of deadlines.
+    deadlines: List<BY_STATE>,
+    /// Delayed messages and extended deliveries, by the instant at which they are due.
+    schedule: BTreeSet<(Time, MessageId, Key)>,
+    /// How many of the schedule are extended deliveries.
+    extended: u64,
+    /// When to stop counting on the consumers that were woken.
+    patience: Time,
+    draining: bool,
+    /// The latest time that any input told.
+    now: Time,
+}
+
+/// A message that was just handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery<M> {
+    /// The message's id.
+    pub id: MessageId,
+    /// The number of this delivery, from 1.
+    pub attempt: u32,
+    /// What was published.
+    pub body: M,
+    /// When it was accepted.
+    pub accepted_at: Time,
+    /// When this delivery expires.
+    pub deadline: Time,
+}
+
+/// What a nack asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nack {
+    /// Deliver the message again after this long, at most 24 h; zero = at once. `None`: after the backoff, or after one ack deadline
+    /// where the policy has no backoff.
+    pub delay: Option<Duration>,
+    /// Give the message up, whatever retries are left.
+    pub drop: bool,
+}
+
+/// Why a subscription does not take a message. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its backlog holds as many messages as the policy allows.
+    TooManyMessages {
+        /// The bound.
+        max: u64,
+    },
+    /// With this message its backlog would hold more bytes than the policy allows.
+    TooManyBytes {
+        /// The bound.
+        max: u64,
+    },
+    /// It is draining.
+    Draining,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyMessages { max } => write!(f, "its backlog is full (max_backlog_messages = {max})"),
+            Self::TooManyBytes { max } => write!(f, "its backlog is full (max_backlog_bytes = {max})"),
+            Self::Draining => write!(f, "it is draining"),
+        }
+    }
+}
+
+impl<M: Clone, O: Observer<M>> Subscription<M, O> {
+    /// A subscription without messages or consumers.
+    ///
+    /// # Panics
+    ///
+    /// Where the policy has [problems](Policy::problems).
+    pub fn new(policy: Policy, observer: O) -> Self {
+        assert_eq!(policy.problems(), [], "a policy within its bounds");
+        Self {
+            policy,
+            observer,
+            counts: Counts::default(),
+            messages: Messages::new(),
+            consumers: Consumers::new(),
+            first: List::new(),
+            again: List::new(),
+            deadlines: List::new(),
+            schedule: BTreeSet::new(),
+            extended: 0,
+            patience: Time::ZERO,
+            draining: false,
+            now: Time::ZERO,
+        }
+    }
+
+    /// Whether a message of `size` bytes would be accepted at `now`.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn check_room(&mut self, size: u32, now: Time) -> Result<(), Refusal> {
+        self.begin(now);
+        self.finish();
+        let Policy { max_backlog_messages, max_backlog_bytes, .. } = self.policy;
+        if self.draining {
+            Err(Refusal::Draining)
+        } else if self.messages.len() >= max_backlog_messages {
+            Err(Refusal::TooManyMessages { max: max_backlog_messages })
+        } else if self.messages.bytes() + u64::from(size) > max_backlog_bytes {
+            Err(Refusal::TooManyBytes { max: max_backlog_bytes })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Accepts a message for which [`check_room`](Self::check_room) found room. `id` is higher than any before.
+    pub fn enqueue(&mut self, id: MessageId, body: M, size: u32, now: Time) {
+        self.begin(now);
+        let key = self.messages.insert(id, body, size, self.now);
+        self.first.push_back(&mut self.messages, key);
+        self.tell(key, |at, message| Event::Published { at, message });
+        self.finish();
+    }
+
+    /// A consumer attaches. It gets nothing until it asks with [`next_delivery`](Self::next_delivery).
+    pub fn attach(&mut self, attachment: Attachment, now: Time) -> ConsumerId {
+        self.begin(now);
+        let consumer = self.consumers.attach(attachment);
+        self.tell_event(&Event::Attached { at: self.now, consumer });
+        self.finish();
+        consumer
+    }
+
+    /// A consumer leaves; what it holds is released, in the order of hand-over. Released messages are ready at once; only after a
+    /// broken stream, and then from the second attempt on, are they delayed by one ack deadline.
+    pub fn detach(&mut self, consumer: ConsumerId, leave: Leave, now: Time) {
+        self.begin(now);
+        let mut next = self.consumers.get(consumer).and_then(|c| c.held.front());
+        while let Some(key) = next {
+            next = self.messages.next_held(key);
+            if self.is_overdue(key) {
+                self.take_from_holder(key); // it has expired; a later pass tells so
+            } else {
+                self.release(key, leave);
+            }
+        }
+        if self.consumers.detach(consumer).is_some() {
+            self.tell_event(&Event::Detached { at: self.now, consumer, leave });
+        }
+        self.finish();
+    }
+
+    /// A consumer asks for its next delivery. With `None` it is woken (see [`next_wake`](Self::next_wake)) when asking again may help:
+    /// a message is ready and its window has room.
+    ///
+    /// Redeliveries go before first deliveries, in the order in which they became due.
+    pub fn next_delivery(&mut self, consumer: ConsumerId, now: Time) -> Option<Delivery<M>> {
+        self.begin(now);
+        let turn = self.consumers.come(consumer);
+        let delivery = self.try_delivery(consumer, turn);
+        if delivery.is_some() {
+            self.patience = self.now.plus(WAKE_PATIENCE);
+        }
+        self.finish();
+        delivery
+    }
+
+    /// The message is done, whoever says so: an outstanding one, or one that is ready or delayed after an earlier delivery (a late ack
+    /// wins). `attempt` narrows it to that delivery; any other ack is ignored.
+    pub fn ack(&mut self, id: MessageId, attempt: Option<u32>, now: Time) {
+        self.begin(now);
+        if let Err(reason) = self.try_ack(id, attempt) {
+            self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Ack, reason });
+        }
+        self.finish();
+    }
+
+    /// The delivery that `consumer` holds has failed. It costs a retry, unless the nack drops the message.
+    pub fn nack(&mut self, consumer: ConsumerId, id: MessageId, attempt: Option<u32>, nack: Nack, now: Time) {
+        self.begin(now);
+        match self.held_by(consumer, id, attempt) {
+            Ok(key) => {
+                self.end_delivery(key, Outcome::Nacked, self.now);
+                if nack.drop {
+                    self.drop_message(key, DropReason::Rejected, self.now);
+                } else {
+                    let delay = nack.delay.map_or_else(|| self.default_nack_delay(key), |delay| delay.min(MAX_DELAY));
+                    self.retry(key, delay, self.now);
+                }
+            }
+            Err(reason) => self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Nack, reason }),
+        }
+        self.finish();
+    }
+
+    /// The delivery that `consumer` holds expires `length` from now, at most 1 h after its hand-over.
+    pub fn extend(&mut self, consumer: ConsumerId, id: MessageId, attempt: Option<u32>, length: Duration, now: Time) {
+        self.begin(now);
+        match self.held_by(consumer, id, attempt) {
+            Ok(key) => {
+                self.take_from_deadlines(key);
+                let slot = self.messages.slot_mut(key);
+                let deadline = self.now.plus(length).min(slot.sent_at.plus(MAX_DELIVERY));
+                slot.due = deadline;
+                slot.state = State::Outstanding { extended: true };
+                self.schedule.insert((deadline, id, key));
+                self.extended += 1;
+                self.tell(key, |at, message| Event::Extended { at, message, deadline });
+            }
+            Err(reason) => self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Extend, reason }),
+        }
+        self.finish();
+    }
+
+    /// From here on nothing is accepted and nothing is delivered; what is outstanding may still be settled. What is left at the end is
+    /// left, not dropped.
+    pub fn drain(&mut self, now: Time) {
+        self.begin(now);
+        if !std::mem::replace(&mut self.draining, true) {
+            self.tell_event(&Event::Draining { at: self.now });
+        }
+        self.finish();
+    }
+
+    /// It is `now`: applies up to [`PASS`] effects that were due. To be called when [`next_due`](Self::next_due) says.
+    pub fn advance(&mut self, now: Time) {
+        self.begin(now);
+        if self.now >= self.patience && self.deliverable() > 0 && self.consumers.others_could_come() {
+            self.consumers.give_up_on_the_woken();
+        }
+        self.finish();
+    }
+
+    /// When [`advance`](Self::advance) must be called next; at once where that time has passed, never for `None`. Any input may
+    /// change it.
+    pub fn next_due(&self) -> Option<Time> {
+        let effect = self.next_effect().map(|(due, _)| due);
+        let patience = (self.deliverable() > 0 && self.consumers.others_could_come()).then_some(self.patience);
+        effect.into_iter().chain(patience).min()
+    }
+
+    /// A consumer that should ask for its next delivery. A hint, and no reservation: a message belongs to whoever asks first. To be
+    /// called after every input until it says `None`.
+    pub fn next_wake(&mut self) -> Option<ConsumerId> {
+        self.consumers.next_wake()
+    }
+
+    /// The policy.
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The observer.
+    pub const fn observer(&self) -> &O {
+        &self.observer
+    }
+
+    /// Totals since the subscription began.
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// The messages that are not settled, by state.
+    pub fn backlog(&self) -> Backlog {
+        Backlog {
+            ready: self.first.len() + self.again.len(),
+            delayed: self.schedule.len() as u64 - self.extended,
+            outstanding: self.deadlines.len() + self.extended,
+        }
+    }
+
+    /// When the oldest message that is not settled was accepted.
+    pub fn oldest_accepted_at(&mut self) -> Option<Time> {
+        self.messages.oldest().map(|key| self.messages.slot(key).accepted_at)
+    }
+
+    /// How many consumers are attached.
+    pub const fn consumers(&self) -> usize {
+        self.consumers.len()
+    }
+
+    /// How many consumers wait for a message, and how many for room in their window.
+    pub fn waiting_and_full(&self) -> (usize, usize) {
+        self.consumers.waiting_and_full()
+    }
+
+    /// Whether it is draining and nothing is outstanding.
+    pub fn is_drained(&self) -> bool {
+        self.draining && self.backlog().outstanding == 0
+    }
+}
