@@ -196,6 +196,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         delivery
     }
 
+    /// The size of the message that the next delivery would be, whoever asks; `None` where there is none.
+    pub fn next_size(&self) -> Option<u32> {
+        self.head().map(|key| self.messages.slot(key).size)
+    }
+
     /// The message is done, whoever says so: an outstanding one, or one that is ready or delayed after an earlier delivery (a late ack
     /// wins). `attempt` narrows it to that delivery; any other ack is ignored.
     pub fn ack(&mut self, id: MessageId, attempt: Option<u32>, now: Time) {

@@ -63,11 +63,15 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         }
     }
 
+    /// The message that is delivered next, whoever asks.
+    pub(super) fn head(&self) -> Option<Key> {
+        self.again.front().or(self.first.front()).filter(|_| self.deliverable() > 0)
+    }
+
     // ---- the transitions
 
     pub(super) fn try_delivery(&mut self, consumer: ConsumerId, turn: Option<u64>) -> Option<Delivery<M>> {
-        let head = self.again.front().or(self.first.front()).filter(|_| self.deliverable() > 0);
-        let Some(key) = head else {
+        let Some(key) = self.head() else {
             self.consumers.wait(consumer, turn);
             return None;
         };

@@ -1,0 +1,344 @@
+//! A subscription beside its model: each input goes to both, and whatever can be seen of the two must be the same.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _};
+use std::time::Duration;
+
+use ackstream_core::{
+    Attachment, ConsumerId, Delivery, Leave, MAX_DELAY, MAX_DELIVERY, MessageId, Nack, Policy, Refusal, Subscription,
+    Time, WAKE_PATIENCE,
+};
+
+use crate::model::{Model, Nanos, nanos};
+use crate::statistics::Statistics;
+use crate::told::{Body, Recorder, Told, What};
+
+/// All that can be done to a subscription but publishing, which goes through its topic.
+#[derive(Clone, Debug)]
+pub(crate) enum Input {
+    Attach(Attachment),
+    Detach(ConsumerId, Leave),
+    Ask(ConsumerId),
+    Ack { id: u64, attempt: Option<u32> },
+    Nack { consumer: ConsumerId, id: u64, attempt: Option<u32>, nack: Nack },
+    Extend { consumer: ConsumerId, id: u64, attempt: Option<u32>, length: Duration },
+    Drain,
+    Advance,
+}
+
+/// What an input answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Nothing,
+    Attached(ConsumerId),
+    Asked(Option<Delivery<Body>>),
+}
+
+/// What a consumer is doing, as far as its subscription can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Demand {
+    /// It has not asked, or was served and has not asked again.
+    Busy,
+    /// It asked in vain and was not woken since. It has a turn where nothing was on offer, and none where its window was full.
+    Waiting { turn: Option<u64> },
+    /// It was woken and has not come.
+    Woken,
+}
+
+/// The core, its model, and what is known of the wakes.
+pub(crate) struct Checked {
+    core: Subscription<Body, Recorder>,
+    recorder: Recorder,
+    model: Model,
+    demands: BTreeMap<ConsumerId, Demand>,
+    next_turn: u64,
+    /// Since when a message is on offer to a consumer that waits for it, and nobody was woken and nothing was handed over.
+    stalled_since: Option<Nanos>,
+    /// Who was woken by the last call.
+    woken: Vec<ConsumerId>,
+    pub(crate) history: DefaultHasher,
+    pub(crate) statistics: Statistics,
+    /// Whether to print each event.
+    pub(crate) talks: bool,
+}
+
+impl Checked {
+    pub(crate) fn new(policy: Policy) -> Self {
+        let recorder = Recorder::default();
+        Self {
+            core: Subscription::new(policy.clone(), recorder.clone()),
+            recorder,
+            model: Model::new(policy),
+            demands: BTreeMap::new(),
+            next_turn: 0,
+            stalled_since: None,
+            woken: Vec::new(),
+            history: DefaultHasher::new(),
+            statistics: Statistics::default(),
+            talks: false,
+        }
+    }
+
+    // ---- inputs
+
+    /// Gives one input to both, and compares.
+    pub(crate) fn apply(&mut self, input: &Input, now: Nanos) -> Answer {
+        let stalled = self.stalled_since.filter(|_| matches!(input, Input::Advance));
+        let at = Time::from_nanos(now);
+        self.model.time_passes(now);
+        let answer = match *input {
+            Input::Attach(attachment) => {
+                let consumer = self.core.attach(attachment, at);
+                self.model.attach(consumer, attachment);
+                self.demands.insert(consumer, Demand::Busy);
+                Answer::Attached(consumer)
+            }
+            Input::Detach(consumer, leave) => {
+                self.core.detach(consumer, leave, at);
+                self.model.detach(consumer, leave);
+                self.demands.remove(&consumer);
+                Answer::Nothing
+            }
+            Input::Ask(consumer) => Answer::Asked(self.ask(consumer, at)),
+            Input::Ack { id, attempt } => {
+                self.core.ack(MessageId(id), attempt, at);
+                self.model.ack(id, attempt);
+                Answer::Nothing
+            }
+            Input::Nack { consumer, id, attempt, nack } => {
+                self.core.nack(consumer, MessageId(id), attempt, nack, at);
+                self.model.nack(consumer, id, attempt, nack);
+                Answer::Nothing
+            }
+            Input::Extend { consumer, id, attempt, length } => {
+                self.core.extend(consumer, MessageId(id), attempt, length, at);
+                self.model.extend(consumer, id, attempt, length);
+                Answer::Nothing
+            }
+            Input::Drain => {
+                self.core.drain(at);
+                self.model.drain();
+                Answer::Nothing
+            }
+            Input::Advance => {
+                self.core.advance(at);
+                Answer::Nothing
+            }
+        };
+        self.compare();
+        if matches!(input, Input::Advance) {
+            self.check_that_advancing_helps(stalled);
+        }
+        answer
+    }
+
+    /// What the topic will find when it publishes here; to be called before it does.
+    pub(crate) fn expect_publish(&mut self, size: u32, now: Nanos) -> Result<(), Refusal> {
+        self.model.time_passes(now);
+        self.model.check_room(size)
+    }
+
+    /// The core, for the topic.
+    pub(crate) const fn core(&mut self) -> &mut Subscription<Body, Recorder> {
+        &mut self.core
+    }
+
+    /// The topic has published here, or has asked and published nowhere.
+    pub(crate) fn publish_ended(&mut self, accepted: Option<(u64, Body, u32)>, now: Nanos) {
+        if let Some((id, body, size)) = accepted {
+            self.model.time_passes(now);
+            self.model.publish(id, body, size);
+        }
+        self.compare();
+    }
+
+    // ---- what can be asked
+
+    pub(crate) const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Nanos> {
+        self.core.next_due().map(Time::as_nanos)
+    }
+
+    /// Who was woken by the last call.
+    pub(crate) fn woken(&self) -> Vec<ConsumerId> {
+        self.woken.clone()
+    }
+
+    /// Whether a consumer was woken and has not come.
+    pub(crate) fn is_awaited(&self, consumer: ConsumerId) -> bool {
+        self.demands.get(&consumer) == Some(&Demand::Woken)
+    }
+
+    // ---- comparing
+
+    fn ask(&mut self, consumer: ConsumerId, at: Time) -> Option<Delivery<Body>> {
+        let offer = self.model.on_offer();
+        let delivery = self.core.next_delivery(consumer, at);
+        let expected = self.model.next_delivery(consumer);
+        assert_eq!(delivery, expected, "what is handed over to {consumer:?} (core | model)");
+        delivery.as_ref().map(|delivery| (delivery.id.0, delivery.attempt)).hash(&mut self.history);
+        if let Some(demand) = self.demands.get_mut(&consumer) {
+            *demand = match (&delivery, *demand) {
+                (Some(_), _) => Demand::Busy,
+                (None, Demand::Waiting { turn }) if offer.is_none() => Demand::Waiting { turn },
+                (None, _) if offer.is_some() => Demand::Waiting { turn: None },
+                (None, Demand::Busy | Demand::Woken | Demand::Waiting { .. }) => {
+                    self.next_turn += 1;
+                    Demand::Waiting { turn: Some(self.next_turn) }
+                }
+            };
+            match delivery {
+                Some(_) => {}
+                None if offer.is_some() => self.statistics.count("window full"),
+                None if self.model.is_behind() => self.statistics.count("asked in vain while behind"),
+                None => self.statistics.count("asked in vain"),
+            }
+        }
+        delivery
+    }
+
+    /// Everything that can be seen from outside after a call.
+    fn compare(&mut self) {
+        let told = self.recorder.take();
+        let expected = self.model.take_told();
+        if self.talks {
+            for event in &told {
+                println!("        {event:?}");
+            }
+        }
+        if let Some(place) = (0..told.len().max(expected.len())).find(|&place| told.get(place) != expected.get(place)) {
+            panic!(
+                "event {place} of {} (the model has {}):\n  core  {:?}\n  model {:?}",
+                told.len(),
+                expected.len(),
+                told.get(place),
+                expected.get(place)
+            );
+        }
+        told.hash(&mut self.history);
+        self.statistics.count_events(&told);
+        self.count_bounds(&told);
+
+        let ledger = &self.model.ledger;
+        let (counts, backlog) = (self.core.counts(), self.core.backlog());
+        assert_eq!(counts, ledger.counts, "counts (core | model)");
+        assert_eq!(backlog, ledger.backlog, "backlog (core | model)");
+        assert_eq!(self.core.oldest_accepted_at(), ledger.oldest_accepted_at(), "the oldest message (core | model)");
+        assert_eq!(
+            counts.published,
+            counts.acked + counts.dropped + backlog.ready + backlog.delayed + backlog.outstanding,
+            "the law of messages"
+        );
+        let ended = counts.ended;
+        assert_eq!(
+            counts.sent,
+            ended.acked + ended.nacked + ended.expired + ended.released + backlog.outstanding,
+            "the law of deliveries"
+        );
+        assert_eq!(self.core.consumers(), self.model.consumers(), "consumers (core | model)");
+        assert_eq!(self.core.next_size(), self.model.size_on_offer(), "the next delivery's size (core | model)");
+        let drained = self.model.is_draining() && backlog.outstanding == 0;
+        assert_eq!(self.core.is_drained(), drained, "whether it is drained (core | model)");
+
+        let sent = told.iter().any(|event| matches!(event.what, What::Sent { .. }));
+        self.compare_wakes(sent);
+        let waiting = self.demands.values().filter(|demand| matches!(demand, Demand::Waiting { .. })).count();
+        let (for_messages, for_room) = self.core.waiting_and_full();
+        assert_eq!(for_messages + for_room, waiting, "consumers that asked in vain (core | model)");
+        self.compare_next_due();
+    }
+
+    /// Who is woken was waiting, is served if it comes, and is woken in its turn; as many are awake as there are messages to take.
+    fn compare_wakes(&mut self, sent: bool) {
+        self.woken.clear();
+        let offer = self.model.on_offer();
+        while let Some(consumer) = self.core.next_wake() {
+            let Some(Demand::Waiting { turn }) = self.demands.insert(consumer, Demand::Woken) else {
+                panic!("{consumer:?} is woken, but did not wait");
+            };
+            let earlier = self.demands.iter().find(|(_, demand)| match (demand, turn) {
+                (Demand::Waiting { turn: Some(other) }, Some(turn)) => *other < turn,
+                (Demand::Waiting { .. } | Demand::Busy | Demand::Woken, _) => false,
+            });
+            assert!(earlier.is_none(), "{consumer:?} is woken, but it was the turn of {earlier:?}");
+            self.woken.push(consumer);
+        }
+        self.woken.hash(&mut self.history);
+        self.statistics.add("woken", self.woken.len() as u64);
+        let ready = self.model.ledger.backlog.ready;
+        assert!(self.woken.is_empty() || offer.is_some(), "{:?} woken, but nothing is on offer", self.woken);
+        assert!(self.woken.len() as u64 <= ready, "{:?} woken for {ready} messages", self.woken);
+
+        let waits = offer.and_then(|id| {
+            let mut waiting = self.demands.iter().filter(|(_, demand)| matches!(demand, Demand::Waiting { .. }));
+            waiting.find(|&(&consumer, _)| self.model.has_room(consumer, id)).map(|(&consumer, _)| consumer)
+        });
+        let Some(consumer) = waits else {
+            self.stalled_since = None;
+            return;
+        };
+        let awake = self.demands.values().filter(|&&demand| demand == Demand::Woken).count() as u64;
+        assert!(
+            awake >= ready,
+            "{ready} messages are ready, {consumer:?} waits with room for message {offer:?}, but {awake} are awake"
+        );
+        let moved = sent || !self.woken.is_empty();
+        let now = self.model.now();
+        self.stalled_since = if moved { Some(now) } else { self.stalled_since.or(Some(now)) };
+    }
+
+    /// The core is called in time for whatever happens next, and for nothing else.
+    fn compare_next_due(&self) {
+        let (due, effect) = (self.next_due(), self.model.next_effect());
+        if let Some(effect) = effect {
+            assert!(due.is_some_and(|due| due <= effect), "next_due is {due:?}, but an effect is due at {effect}");
+        }
+        if let Some(stalled) = self.stalled_since {
+            let at_the_latest = stalled + nanos(WAKE_PATIENCE);
+            assert!(
+                due.is_some_and(|due| due <= at_the_latest),
+                "next_due is {due:?}, but somebody else must be woken at {at_the_latest}"
+            );
+        }
+        let somebody = |wanted: fn(&Demand) -> bool| self.demands.values().any(wanted);
+        let patience = self.model.on_offer().is_some()
+            && somebody(|demand| *demand == Demand::Woken)
+            && somebody(|demand| matches!(demand, Demand::Waiting { .. }));
+        assert!(due == effect || patience, "next_due is {due:?}, but the next effect is due at {effect:?}");
+    }
+
+    fn check_that_advancing_helps(&mut self, stalled: Option<Nanos>) {
+        let now = self.model.now();
+        if !self.model.is_behind() {
+            let due = self.next_due();
+            assert!(due.is_none_or(|due| due > now), "next_due is {due:?} right after advance({now})");
+        }
+        if stalled.is_some_and(|since| now >= since + nanos(WAKE_PATIENCE)) {
+            let helped = !self.woken.is_empty() || self.stalled_since.is_none();
+            assert!(helped, "nobody came since {stalled:?}, but advance({now}) wakes nobody else");
+            self.statistics.count("impatient wakes");
+        }
+    }
+
+    fn count_bounds(&mut self, told: &[Told]) {
+        if self.model.is_behind() {
+            self.statistics.count("mass expiries");
+        }
+        for event in told {
+            if let What::Extended { deadline, message } = &event.what
+                && self
+                    .model
+                    .sent_at(message.id)
+                    .is_some_and(|sent_at| deadline.as_nanos() == sent_at + nanos(MAX_DELIVERY))
+            {
+                self.statistics.count("extended up to the cap");
+            }
+            if matches!(event.what, What::Requeued { delay: MAX_DELAY, .. }) {
+                self.statistics.count("delayed up to the cap");
+            }
+        }
+    }
+}

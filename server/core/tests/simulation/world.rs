@@ -1,0 +1,544 @@
+//! The world around one topic: publishers, consumers of all manners, a clock, and timers that are more or less punctual.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ackstream_core::{Attachment, ConsumerId, Delivery, Leave, MessageId, Nack, Refused, Time, Topic, Window};
+use fastrand::Rng;
+
+use crate::checked::{Answer, Checked, Input};
+use crate::model::{Nanos, nanos};
+use crate::plan::{Action, Manner, Plan, Punctuality, pick};
+use crate::statistics::Statistics;
+use crate::told::Body;
+
+/// Autumn 2023, to the nanosecond: no instant of the simulation is round.
+const BEGINNING: Nanos = 1_700_000_000_123_456_789;
+const SECOND: Nanos = 1_000_000_000;
+const HOUR: Nanos = 3_600 * SECOND;
+
+/// After the faults have stopped: the longest delivery expires, and its message is delayed for the longest time.
+const ALL_IS_SETTLED_WITHIN: Nanos = 25 * HOUR + SECOND;
+/// In one stretch of time, a punctual timer fires at most so often; then it is late.
+const MAX_PUNCTUAL: u32 = 200;
+/// A consumer remembers so many of its deliveries.
+const MEMORY: usize = 8_000;
+
+/// What came of one seed.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// Of everything that was told, handed over and woken.
+    pub(crate) digest: u64,
+    pub(crate) statistics: Statistics,
+}
+
+/// A topic with its subscriptions and everybody around them.
+pub(crate) struct World {
+    rng: Rng,
+    plan: Plan,
+    clock: Nanos,
+    topic: Topic,
+    published: u64,
+    lanes: Vec<Lane>,
+    /// Consumers that were woken and are about to come.
+    coming: VecDeque<(usize, ConsumerId)>,
+    step: Rc<Cell<u64>>,
+    talks: bool,
+    statistics: Statistics,
+}
+
+/// One subscription and its consumers.
+struct Lane {
+    checked: Checked,
+    actors: Vec<Actor>,
+    departed: Vec<ConsumerId>,
+}
+
+struct Actor {
+    id: ConsumerId,
+    manner: Manner,
+    /// Deliveries that it got and has not forgotten.
+    remembers: Vec<(u64, u32)>,
+}
+
+impl World {
+    /// The world of a seed. `step` shows how far it has come.
+    pub(crate) fn new(seed: u64, step: Rc<Cell<u64>>, talks: bool) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let plan = Plan::draw(seed, &mut rng);
+        if talks {
+            println!("{plan:#?}");
+        }
+        let lanes = plan
+            .policies
+            .iter()
+            .map(|policy| {
+                let mut checked = Checked::new(policy.clone());
+                checked.talks = talks;
+                Lane { checked, actors: Vec::new(), departed: Vec::new() }
+            })
+            .collect();
+        Self {
+            rng,
+            plan,
+            clock: BEGINNING,
+            topic: Topic::new(),
+            published: 0,
+            lanes,
+            coming: VecDeque::new(),
+            step,
+            talks,
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// Lives through the plan, then stops all faults and sees everything settled.
+    pub(crate) fn run(mut self) -> Outcome {
+        for _ in 0..self.plan.steps {
+            self.step.set(self.step.get() + 1);
+            self.statistics.count("steps");
+            let action = self.plan.action(&mut self.rng);
+            self.perform(action);
+            self.let_the_woken_come();
+        }
+        for lane in 0..self.lanes.len() {
+            self.step.set(self.step.get() + 1);
+            if self.lanes[lane].checked.model().is_draining() {
+                self.come_to_an_end(lane);
+            } else {
+                self.come_to_rest(lane);
+            }
+        }
+        let mut digest = DefaultHasher::new();
+        for lane in &self.lanes {
+            lane.checked.history.finish().hash(&mut digest);
+            self.statistics.merge(&lane.checked.statistics);
+        }
+        Outcome { digest: digest.finish(), statistics: self.statistics }
+    }
+
+    // ---- actions
+
+    fn perform(&mut self, action: Action) {
+        let lane = self.rng.usize(0..self.lanes.len());
+        match action {
+            Action::Publish => {
+                let most = self.plan.burst;
+                for _ in 0..self.rng.u64(most / 2..=most).max(1) {
+                    self.publish();
+                }
+            }
+            Action::Connect => {
+                if self.lanes[lane].actors.len() < self.plan.max_consumers {
+                    let attachment = self.plan.attachment(&mut self.rng);
+                    let manner = self.plan.manner(&mut self.rng);
+                    self.connect(lane, attachment, manner);
+                }
+            }
+            Action::Leave => {
+                if let Some(actor) = self.any_actor(lane) {
+                    let id = self.lanes[lane].actors.remove(actor).id;
+                    self.lanes[lane].departed.push(id);
+                    let leave = pick(&mut self.rng, &[Leave::Clean, Leave::Broken]);
+                    self.apply(lane, &Input::Detach(id, leave));
+                }
+            }
+            Action::Act => {
+                if let Some(actor) = self.any_actor(lane) {
+                    self.act(lane, actor);
+                }
+            }
+            Action::Meddle => self.meddle(lane),
+            Action::Wait => {
+                let length = self.any_length(lane);
+                let punctuality = self.plan.punctuality(&mut self.rng);
+                self.wait(length, punctuality);
+            }
+            Action::Jump => {
+                self.statistics.count("clock jumps");
+                let length = pick(&mut self.rng, &[7 * SECOND, HOUR, 25 * HOUR]);
+                let punctuality = self.plan.punctuality(&mut self.rng);
+                self.wait(length, punctuality);
+            }
+            Action::Advance => self.advance(lane),
+            Action::Drain => _ = self.apply(lane, &Input::Drain),
+        }
+    }
+
+    fn publish(&mut self) {
+        let (now, size) = (self.input_time(), self.plan.size(&mut self.rng));
+        let body: Body = (self.published + 1) * 7_919;
+        let mut asked = 0;
+        let mut expected = Ok(MessageId(self.published + 1));
+        for (subscription, lane) in self.lanes.iter_mut().enumerate() {
+            asked += 1;
+            if let Err(refusal) = lane.checked.expect_publish(size, now) {
+                lane.checked.statistics.count_refusal(refusal);
+                expected = Err(Refused { subscription, refusal });
+                break;
+            }
+        }
+        let mut subscriptions: Vec<_> = self.lanes.iter_mut().map(|lane| lane.checked.core()).collect();
+        let answer = self.topic.publish(&mut subscriptions, &body, size, Time::from_nanos(now));
+        if self.talks {
+            println!("{} publish {size} bytes at {now}: {answer:?}", self.step.get());
+        }
+        assert_eq!(answer, expected, "what a publisher is answered (core | model)");
+        let accepted = answer.ok().map(|id| (id.0, body, size));
+        self.published += u64::from(accepted.is_some());
+        self.statistics.add("fan-outs refused", u64::from(accepted.is_none() && self.lanes.len() > 1));
+        for lane in 0..asked {
+            self.lanes[lane].checked.publish_ended(accepted, now);
+            self.hear_wakes(lane);
+        }
+    }
+
+    fn connect(&mut self, lane: usize, attachment: Attachment, manner: Manner) -> ConsumerId {
+        let Answer::Attached(id) = self.apply(lane, &Input::Attach(attachment)) else {
+            unreachable!("a consumer that attaches is attached")
+        };
+        self.lanes[lane].actors.push(Actor { id, manner, remembers: Vec::new() });
+        if self.rng.u32(0..5) > 0 {
+            self.ask(lane, id);
+        }
+        id
+    }
+
+    fn act(&mut self, lane: usize, actor: usize) {
+        let Actor { id, manner, .. } = self.lanes[lane].actors[actor];
+        match manner {
+            Manner::Honest => {
+                self.ask_for_many(lane, id);
+                while let Some((message, attempt)) = self.lanes[lane].actors[actor].remembers.pop() {
+                    let attempt = pick(&mut self.rng, &[None, Some(attempt)]);
+                    self.apply(lane, &Input::Ack { id: message, attempt });
+                }
+            }
+            Manner::Slow => {
+                self.ask(lane, id);
+                self.say_something(lane, actor, &[Input::Ack { id: 0, attempt: None }]);
+            }
+            Manner::Silent => self.ask_for_many(lane, id),
+            Manner::Absent => {
+                if self.rng.u32(0..20) == 0 {
+                    self.ask(lane, id);
+                }
+            }
+            Manner::Nacker => {
+                self.ask_for_many(lane, id);
+                for _ in 0..self.rng.u32(0..4) {
+                    let input = self.any_nack(lane, id);
+                    self.say_something(lane, actor, &[input]);
+                }
+            }
+            Manner::Extender => {
+                self.ask_for_many(lane, id);
+                for _ in 0..self.rng.u32(0..4) {
+                    let input = self.any_extension(lane, id);
+                    self.say_something(lane, actor, &[input]);
+                }
+                self.say_something(lane, actor, &[Input::Ack { id: 0, attempt: None }]);
+            }
+            Manner::Careless => {
+                self.ask_for_many(lane, id);
+                for _ in 0..self.rng.u32(0..4) {
+                    let nack = self.any_nack(lane, id);
+                    let extension = self.any_extension(lane, id);
+                    let ack = Input::Ack { id: 0, attempt: None };
+                    self.say_something(lane, actor, &[ack.clone(), ack, nack, extension]);
+                }
+            }
+        }
+    }
+
+    /// Any consumer, attached or not, says anything about any message, or asks, or leaves again.
+    fn meddle(&mut self, lane: usize) {
+        let Lane { actors, departed, checked } = &self.lanes[lane];
+        let mut strangers: Vec<_> = actors.iter().map(|actor| actor.id).collect();
+        let gone = self.rng.u32(0..4) == 0 && !departed.is_empty();
+        if gone || strangers.is_empty() {
+            strangers.clone_from(departed);
+        }
+        if strangers.is_empty() {
+            return;
+        }
+        let consumer = pick(&mut self.rng, &strangers);
+        if !actors.iter().any(|actor| actor.id == consumer) {
+            self.statistics.count("inputs of consumers that had left");
+        }
+        let unsettled: Vec<_> = checked.model().unsettled().take(5_000).collect();
+        let last = self.published;
+        let id = match self.rng.u32(0..10) {
+            0 => pick(&mut self.rng, &[0, last + 1, last + 65, u64::MAX]),
+            1..4 => self.rng.u64(0..=last),
+            _ if unsettled.is_empty() => last,
+            _ => pick(&mut self.rng, &unsettled),
+        };
+        let outstanding = checked.model().outstanding(id);
+        let right = outstanding.map_or(1, |(_, attempt)| attempt);
+        let attempts =
+            [None, None, Some(0), Some(right), Some(right), Some(right - 1), Some(right + 1), Some(u32::MAX)];
+        let attempt = pick(&mut self.rng, &attempts);
+        // Half of the time the one who may.
+        let owner = outstanding.map(|(owner, _)| owner).filter(|_| self.rng.bool());
+        let consumer = owner.unwrap_or(consumer);
+        let input = match self.rng.u32(0..8) {
+            0..3 => Input::Ack { id, attempt },
+            3..5 => with_subject(self.any_nack(lane, consumer), id, attempt),
+            5..7 => with_subject(self.any_extension(lane, consumer), id, attempt),
+            _ if gone => pick(&mut self.rng, &[Input::Ask(consumer), Input::Detach(consumer, Leave::Broken)]),
+            _ => Input::Ack { id, attempt: None },
+        };
+        self.apply(lane, &input);
+    }
+
+    // ---- time
+
+    fn wait(&mut self, length: Nanos, punctuality: Punctuality) {
+        let end = self.clock + length;
+        match punctuality {
+            Punctuality::Never => {}
+            Punctuality::Late => {
+                self.clock = end;
+                for lane in 0..self.lanes.len() {
+                    self.advance(lane);
+                }
+            }
+            Punctuality::InTime => {
+                for _ in 0..MAX_PUNCTUAL {
+                    let next =
+                        (0..self.lanes.len()).filter_map(|lane| Some((self.lanes[lane].checked.next_due()?, lane)));
+                    let Some((due, lane)) = next.min().filter(|&(due, _)| due <= end) else { break };
+                    self.clock = self.clock.max(due);
+                    self.advance(lane);
+                    self.let_the_woken_come();
+                }
+            }
+        }
+        self.clock = end;
+    }
+
+    fn advance(&mut self, lane: usize) {
+        match self.lanes[lane].checked.next_due() {
+            Some(due) if due == self.clock => self.statistics.count("advanced in time"),
+            Some(due) if due < self.clock => self.statistics.count("advanced late"),
+            Some(_) | None => self.statistics.count("advanced for nothing"),
+        }
+        self.apply(lane, &Input::Advance);
+    }
+
+    /// A length of time that may matter to somebody.
+    fn any_length(&mut self, lane: usize) -> Nanos {
+        let deadline = nanos(self.plan.policies[lane].ack_deadline);
+        let until_due = self.lanes[lane].checked.next_due().unwrap_or_default().saturating_sub(self.clock);
+        let lengths = [0, 1, 1_000, 1_000_000, 4_999_999, 5_000_000, deadline / 2, deadline, deadline * 2, until_due];
+        match self.rng.u32(0..4) {
+            0 => self.rng.u64(0..deadline * 2),
+            _ => pick(&mut self.rng, &lengths) + self.rng.u64(0..2),
+        }
+    }
+
+    /// Mostly now; sometimes an instant that has passed.
+    fn input_time(&mut self) -> Nanos {
+        if self.rng.u32(0..100) >= self.plan.from_the_past {
+            return self.clock;
+        }
+        self.statistics.count("inputs from the past");
+        let deepest = pick(&mut self.rng, &[1, SECOND, HOUR]);
+        self.clock - self.rng.u64(1..=deepest)
+    }
+
+    // ---- what consumers do
+
+    fn ask(&mut self, lane: usize, consumer: ConsumerId) -> Option<Delivery<Body>> {
+        let Answer::Asked(delivery) = self.apply(lane, &Input::Ask(consumer)) else {
+            unreachable!("who asks is answered")
+        };
+        let delivered = delivery?;
+        let Lane { checked, actors, .. } = &mut self.lanes[lane];
+        if checked.model().outstanding(delivered.id.0).is_none() {
+            checked.statistics.count("acked by auto_ack");
+        } else if checked.model().is_larger_than_window(consumer, delivered.id.0) {
+            checked.statistics.count("delivered alone, larger than the window");
+        }
+        let actor = actors.iter_mut().find(|actor| actor.id == consumer).expect("only the attached are served");
+        if actor.remembers.len() < MEMORY {
+            actor.remembers.push((delivered.id.0, delivered.attempt));
+        }
+        Some(delivered)
+    }
+
+    fn ask_for_many(&mut self, lane: usize, consumer: ConsumerId) {
+        for _ in 0..self.rng.u64(0..=self.plan.greed) {
+            if self.ask(lane, consumer).is_none() {
+                break;
+            }
+        }
+    }
+
+    /// The actor says one of `inputs` about a delivery that it remembers, which it may forget by that.
+    fn say_something(&mut self, lane: usize, actor: usize, inputs: &[Input]) {
+        let Actor { remembers, .. } = &mut self.lanes[lane].actors[actor];
+        if remembers.is_empty() {
+            return;
+        }
+        let place = if self.rng.bool() { self.rng.usize(0..remembers.len()) } else { remembers.len() - 1 };
+        let (id, attempt) = remembers[place];
+        if self.rng.u32(0..3) > 0 {
+            remembers.swap_remove(place);
+        }
+        let attempt = match self.rng.u32(0..12) {
+            0 => Some(attempt - 1),
+            1 => Some(attempt + 1),
+            2..7 => None,
+            _ => Some(attempt),
+        };
+        let input = with_subject(pick(&mut self.rng, inputs), id, attempt);
+        self.apply(lane, &input);
+    }
+
+    fn any_nack(&mut self, lane: usize, consumer: ConsumerId) -> Input {
+        let deadline = self.plan.policies[lane].ack_deadline;
+        let delay = match self.rng.u32(0..4) {
+            0 => None,
+            1 => Some(Duration::ZERO),
+            _ => Some(pick(
+                &mut self.rng,
+                &[
+                    Duration::from_nanos(1),
+                    Duration::from_millis(1),
+                    deadline,
+                    Duration::from_hours(24),
+                    Duration::from_hours(48),
+                ],
+            )),
+        };
+        let nack = Nack { delay, drop: self.rng.u32(0..5) == 0 };
+        Input::Nack { consumer, id: 0, attempt: None, nack }
+    }
+
+    fn any_extension(&mut self, lane: usize, consumer: ConsumerId) -> Input {
+        let deadline = self.plan.policies[lane].ack_deadline;
+        let length = pick(
+            &mut self.rng,
+            &[
+                Duration::ZERO,
+                Duration::from_nanos(1),
+                Duration::from_millis(1),
+                deadline / 2,
+                deadline,
+                deadline * 3,
+                Duration::from_mins(59),
+                Duration::from_hours(48),
+            ],
+        );
+        Input::Extend { consumer, id: 0, attempt: None, length }
+    }
+
+    fn any_actor(&mut self, lane: usize) -> Option<usize> {
+        let actors = self.lanes[lane].actors.len();
+        (actors > 0).then(|| self.rng.usize(0..actors))
+    }
+
+    fn apply(&mut self, lane: usize, input: &Input) -> Answer {
+        let now = self.input_time();
+        if self.talks {
+            println!("{} subscription {lane}: {input:?} at {now}", self.step.get());
+        }
+        let answer = self.lanes[lane].checked.apply(input, now);
+        self.hear_wakes(lane);
+        answer
+    }
+
+    /// Who was woken comes, as far as that is its manner. Some come much later, when they act.
+    fn hear_wakes(&mut self, lane: usize) {
+        for consumer in self.lanes[lane].checked.woken() {
+            let woken = self.lanes[lane].actors.iter().find(|actor| actor.id == consumer);
+            match woken.expect("only the attached are woken").manner {
+                Manner::Absent => self.statistics.count("wakes lost"),
+                Manner::Slow if self.rng.bool() => self.statistics.count("wakes followed late"),
+                Manner::Honest
+                | Manner::Slow
+                | Manner::Silent
+                | Manner::Nacker
+                | Manner::Extender
+                | Manner::Careless => self.coming.push_back((lane, consumer)),
+            }
+        }
+    }
+
+    fn let_the_woken_come(&mut self) {
+        while let Some((lane, consumer)) = self.coming.pop_front() {
+            if self.lanes[lane].checked.is_awaited(consumer) {
+                self.ask(lane, consumer);
+            }
+        }
+    }
+
+    // ---- the end
+
+    /// All faults stop. One honest consumer, which asks when it is woken and at no other time, sees every message settled, in bounded
+    /// time and a bounded number of calls.
+    fn come_to_rest(&mut self, lane: usize) {
+        self.plan.from_the_past = 0;
+        self.coming.clear();
+        if self.rng.bool() {
+            while let Some(actor) = self.lanes[lane].actors.pop() {
+                self.apply(lane, &Input::Detach(actor.id, Leave::Clean));
+            }
+        }
+        for actor in &mut self.lanes[lane].actors {
+            actor.manner = Manner::Absent;
+        }
+        let window = Window { max_messages: u32::MAX, max_bytes: u64::MAX };
+        let honest = self.connect(lane, Attachment { window, auto_ack: false }, Manner::Honest);
+        self.take_and_ack(lane, honest);
+
+        let began = self.clock;
+        let mut calls_left = 100 + 5 * self.lanes[lane].checked.model().unsettled().count();
+        while let Some(due) = self.lanes[lane].checked.next_due() {
+            self.clock = self.clock.max(due);
+            assert!(self.clock - began <= ALL_IS_SETTLED_WITHIN, "the next message is due only at {due}");
+            assert!(calls_left > 0, "next_due keeps the timer busy");
+            calls_left -= 1;
+            self.advance(lane);
+            if self.lanes[lane].checked.is_awaited(honest) {
+                self.take_and_ack(lane, honest);
+            }
+        }
+        let ledger = &self.lanes[lane].checked.model().ledger;
+        assert_eq!(ledger.backlog.messages(), 0, "nothing is due any more, but a message is left");
+        assert_eq!(ledger.counts.published, self.published, "every message was published here");
+        assert_eq!(ledger.counts.published, ledger.counts.acked + ledger.counts.dropped, "each was acked or dropped");
+    }
+
+    fn take_and_ack(&mut self, lane: usize, consumer: ConsumerId) {
+        while let Some(delivery) = self.ask(lane, consumer) {
+            self.apply(lane, &Input::Ack { id: delivery.id.0, attempt: Some(delivery.attempt) });
+        }
+    }
+
+    /// A subscription that drains: what is outstanding ends within the longest delivery, and what is left stays.
+    fn come_to_an_end(&mut self, lane: usize) {
+        self.plan.from_the_past = 0;
+        self.clock += HOUR;
+        while self.lanes[lane].checked.next_due().is_some_and(|due| due <= self.clock) {
+            self.advance(lane);
+        }
+        let ledger = &self.lanes[lane].checked.model().ledger;
+        assert_eq!(ledger.backlog.outstanding, 0, "no delivery outlives the drain by more than an hour");
+    }
+}
+
+/// The same input about another delivery.
+fn with_subject(input: Input, id: u64, attempt: Option<u32>) -> Input {
+    match input {
+        Input::Ack { .. } => Input::Ack { id, attempt },
+        Input::Nack { consumer, nack, .. } => Input::Nack { consumer, id, attempt, nack },
+        Input::Extend { consumer, length, .. } => Input::Extend { consumer, id, attempt, length },
+        Input::Attach(_) | Input::Detach(..) | Input::Ask(_) | Input::Drain | Input::Advance => input,
+    }
+}

@@ -1,0 +1,250 @@
+//! The topics of a server, and what it takes to publish to one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use ackstream_core::{MessageId, Refusal};
+
+use crate::message::Message;
+use crate::subscription::{Locked, Subscription};
+
+/// The most attributes that a message may have.
+pub const MAX_ATTRIBUTES: usize = 64;
+/// The longest name of an attribute, in bytes; the shortest has one.
+pub const MAX_ATTRIBUTE_NAME: usize = 256;
+/// The longest value of an attribute, in bytes.
+pub const MAX_ATTRIBUTE_VALUE: usize = 4096;
+
+/// Everything that is published to and consumed from.
+pub struct Broker {
+    topics: BTreeMap<String, Arc<Topic>>,
+}
+
+/// One topic and its subscriptions.
+pub struct Topic {
+    name: String,
+    epoch: u64,
+    max_message_bytes: u64,
+    ids: Mutex<ackstream_core::Topic>,
+    subscriptions: Vec<Arc<Subscription>>,
+}
+
+/// Why a publish was not accepted. Nothing of it is stored, in any subscription.
+#[derive(Debug, PartialEq, Eq)]
+pub enum PublishError {
+    /// A subscription of the topic has no room, or takes nothing any more.
+    Refused {
+        /// The topic.
+        topic: String,
+        /// The subscription that refused.
+        subscription: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The message is larger than the server allows.
+    TooLarge {
+        /// Bytes of payload and attributes.
+        size: usize,
+        /// The bound, `max_message_bytes`.
+        max: u64,
+    },
+    /// The message breaks a rule of its form; the sentence says which.
+    Invalid(String),
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { topic, subscription, refusal } => {
+                write!(
+                    f,
+                    "not accepted by topic \"{topic}\": subscription \"{subscription}\" takes no message, {refusal}"
+                )
+            }
+            Self::TooLarge { size, max } => {
+                write!(
+                    f,
+                    "not accepted: the message has {size} bytes, this server takes at most {max} (max_message_bytes)"
+                )
+            }
+            Self::Invalid(what) => write!(f, "not accepted: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for PublishError {}
+
+impl PublishError {
+    /// Whether the same publish may be accepted later: a backlog is full.
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused { refusal: Refusal::TooManyMessages { .. } | Refusal::TooManyBytes { .. }, .. })
+    }
+}
+
+/// A name that the server does not know.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UnknownName {
+    /// No such topic.
+    Topic {
+        /// What was asked for.
+        name: String,
+        /// The topics that there are.
+        known: Vec<String>,
+    },
+    /// No such subscription of a topic that there is.
+    Subscription {
+        /// The topic.
+        topic: String,
+        /// What was asked for.
+        name: String,
+        /// The topic's subscriptions.
+        known: Vec<String>,
+    },
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Topic { name, known } => {
+                write!(f, "there is no topic {}; this server has {}", quoted(name), known.join(", "))
+            }
+            Self::Subscription { topic, name, known } => {
+                write!(f, "topic \"{topic}\" has no subscription {}; it has {}", quoted(name), known.join(", "))
+            }
+        }
+    }
+}
+
+impl std::error::Error for UnknownName {}
+
+/// A name from outside: quoted, escaped and cut to a length that fits a sentence.
+fn quoted(name: &str) -> String {
+    const LONGEST: usize = 64;
+    match name.char_indices().nth(LONGEST) {
+        None => format!("{name:?}"),
+        Some((end, _)) => format!("{:?}...", &name[..end]),
+    }
+}
+
+impl Broker {
+    /// A server with these topics.
+    pub fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
+        Self { topics: topics.into_iter().map(|topic| (topic.name.clone(), Arc::new(topic))).collect() }
+    }
+
+    /// The topic of this name.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none; the error names those that exist.
+    pub fn topic(&self, name: &str) -> Result<&Arc<Topic>, UnknownName> {
+        self.topics
+            .get(name)
+            .ok_or_else(|| UnknownName::Topic { name: name.to_owned(), known: self.topics.keys().cloned().collect() })
+    }
+
+    /// All topics, in the order of their names.
+    pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.topics.values()
+    }
+
+    /// All subscriptions, with their topics.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&Arc<Topic>, &Arc<Subscription>)> {
+        self.topics().flat_map(|topic| topic.subscriptions.iter().map(move |subscription| (topic, subscription)))
+    }
+}
+
+impl Topic {
+    /// A topic whose store begins empty: its epoch is drawn here.
+    ///
+    /// # Errors
+    ///
+    /// Where the system has no random numbers.
+    pub fn new(
+        name: String,
+        max_message_bytes: u64,
+        subscriptions: Vec<Arc<Subscription>>,
+    ) -> Result<Self, getrandom::Error> {
+        let ids = Mutex::default();
+        Ok(Self { name, epoch: getrandom::u64()?, max_message_bytes, ids, subscriptions })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The random number that names this life of its ids.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The largest message that it takes, in bytes of payload and attributes.
+    pub const fn max_message_bytes(&self) -> u64 {
+        self.max_message_bytes
+    }
+
+    /// Its subscription of this name.
+    ///
+    /// # Errors
+    ///
+    /// Where there is none; the error names those that exist.
+    pub fn subscription(&self, name: &str) -> Result<&Arc<Subscription>, UnknownName> {
+        self.subscriptions.iter().find(|subscription| subscription.name() == name).ok_or_else(|| {
+            UnknownName::Subscription {
+                topic: self.name.clone(),
+                name: name.to_owned(),
+                known: self.subscriptions.iter().map(|subscription| subscription.name().to_owned()).collect(),
+            }
+        })
+    }
+
+    /// Publishes to every subscription of this topic, or to none.
+    ///
+    /// # Errors
+    ///
+    /// Why the message was not accepted.
+    pub fn publish(&self, message: Message) -> Result<MessageId, PublishError> {
+        let size = self.check(&message)?;
+        let message = Arc::new(message);
+        // The topic before its subscriptions, and those in their order: the one order in which these locks are taken.
+        let mut ids = self.ids.lock().expect("a panic ends the process");
+        let mut subscriptions: Vec<Locked<'_>> = self.subscriptions.iter().map(|one| one.lock()).collect();
+        let now = subscriptions.iter().map(|locked| locked.now).max().unwrap_or_default();
+        ids.publish(&mut subscriptions, &message, size, now).map_err(|refused| PublishError::Refused {
+            topic: self.name.clone(),
+            subscription: self.subscriptions[refused.subscription].name().to_owned(),
+            refusal: refused.refusal,
+        })
+    }
+
+    /// The size of a message that keeps all rules.
+    fn check(&self, message: &Message) -> Result<u32, PublishError> {
+        if message.attributes.len() > MAX_ATTRIBUTES {
+            let count = message.attributes.len();
+            return Err(PublishError::Invalid(format!(
+                "it has {count} attributes, at most {MAX_ATTRIBUTES} are allowed"
+            )));
+        }
+        for (name, value) in &message.attributes {
+            if !(1..=MAX_ATTRIBUTE_NAME).contains(&name.len()) {
+                let length = name.len();
+                return Err(PublishError::Invalid(format!(
+                    "the name of an attribute has {length} bytes, 1 to {MAX_ATTRIBUTE_NAME} are allowed"
+                )));
+            }
+            if value.len() > MAX_ATTRIBUTE_VALUE {
+                let (name, length) = (quoted(name), value.len());
+                return Err(PublishError::Invalid(format!(
+                    "attribute {name} has {length} bytes, at most {MAX_ATTRIBUTE_VALUE} are allowed"
+                )));
+            }
+        }
+        let size = message.size();
+        match u32::try_from(size) {
+            Ok(size) if u64::from(size) <= self.max_message_bytes => Ok(size),
+            _ => Err(PublishError::TooLarge { size, max: self.max_message_bytes }),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! The command line, made from the table of configuration keys.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of};
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub struct Invocation {
+    /// The command.
+    pub command: Wanted,
+    /// The file of `--config`.
+    pub file: Option<PathBuf>,
+    /// The values that flags and arguments set.
+    pub flags: Vec<Flag>,
+    /// What is wrong with the command line itself, as clap tells it.
+    pub error: Option<clap::Error>,
+}
+
+/// A command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The generator and the server.
+    Demo,
+    /// The server alone.
+    Serve,
+    /// Print the configuration in force.
+    Config,
+}
+
+/// Reads the command line.
+///
+/// # Errors
+///
+/// A request for help or for the version, which clap answers. Whatever else is wrong is in [`Invocation::error`], beside what could
+/// still be understood, so that all problems can be told at once.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let error = match command().try_get_matches_from(&arguments) {
+        Ok(matches) => return Ok(understand(&matches, None)),
+        Err(error) => error,
+    };
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return Err(error);
+    }
+    match command().ignore_errors(true).try_get_matches_from(&arguments) {
+        Ok(matches) => Ok(understand(&matches, Some(error))),
+        Err(_) => Err(error),
+    }
+}
+
+/// The whole command line.
+pub fn command() -> Command {
+    let demo = || keys(|_| true);
+    let server = || keys(|key| key.of == Of::Server);
+    Command::new("ackstream")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Delivers messages over gRPC streams, at least once, and lets you watch it do so")
+        .long_about(
+            "Delivers messages over gRPC streams, at least once, and lets you watch it do so.\n\n\
+             Without a command it runs the demo: a generator publishes COUNT messages, one a second, to the topic `demo`, beginning \
+             with the first consumer, and the server ends when each is acked or dropped.",
+        )
+        .after_help(
+            "Each option is also a key of ackstream.toml and an environment variable, for example ack_deadline and \
+             ACKSTREAM_ACK_DEADLINE. `ackstream config` prints what is in force and where it came from.\n\n\
+             Exit codes: 0 done, 64 wrong usage or configuration, 69 the port cannot be had, 70 a bug of ours.",
+        )
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        .args(demo())
+        .subcommand(
+            Command::new("demo").about("Publish COUNT messages and serve until each is acked or dropped (the default)").args(demo()),
+        )
+        .subcommand(Command::new("serve").about("Serve until SIGTERM or SIGINT, without a generator").args(server()))
+        .subcommand(Command::new("config").about("Print the configuration in force, with the source of each value").args(demo()))
+}
+
+fn keys(wanted: impl Fn(&Key) -> bool) -> Vec<Arg> {
+    let file = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .value_parser(clap::value_parser!(PathBuf))
+        .help("Configuration file [default: ackstream.toml, where there is one]");
+    KEYS.iter().filter(|key| wanted(key)).map(argument).chain([file]).collect()
+}
+
+fn argument(key: &'static Key) -> Arg {
+    let argument = Arg::new(key.name);
+    if key.name == DEMO_COUNT {
+        argument
+            .value_name(key.value)
+            .help(format!("{} [default: {}]", key.about, key.default))
+            .allow_negative_numbers(true)
+    } else if key.value.is_empty() {
+        argument.long(key.flag).action(ArgAction::SetTrue).help(key.about)
+    } else {
+        let help = format!("{} [default: {}]", key.about, key.default);
+        // A value is read by the configuration, which tells all problems at once; so is one that looks like a negative number.
+        argument.long(key.flag).value_name(key.value).help(help).allow_negative_numbers(true)
+    }
+}
+
+fn understand(matches: &ArgMatches, error: Option<clap::Error>) -> Invocation {
+    let (command, matches) = match matches.subcommand() {
+        Some(("serve", matches)) => (Wanted::Serve, matches),
+        Some(("config", matches)) => (Wanted::Config, matches),
+        Some((_, matches)) => (Wanted::Demo, matches),
+        None => (Wanted::Demo, matches),
+    };
+    let flags = KEYS.iter().filter_map(|key| {
+        let value = if key.value.is_empty() {
+            // `serve` has not got the flags of the demo.
+            matches.try_get_one::<bool>(key.name).ok().flatten().filter(|set| **set)?.to_string()
+        } else {
+            matches.try_get_one::<String>(key.name).ok().flatten()?.clone()
+        };
+        let name = if key.flag.is_empty() { format!("argument {}", key.value) } else { format!("flag --{}", key.flag) };
+        Some(Flag { key: key.name, name, value })
+    });
+    let file = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
+    Invocation { command, file, flags: flags.collect(), error }
+}

@@ -1,0 +1,159 @@
+//! The configuration: defaults < `ackstream.toml` < environment < flags. Every problem is found and told at once, with its key and the
+//! source that it came from.
+
+mod keys;
+mod layers;
+mod values;
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use ackstream_core::{Backoff, Policy};
+use tracing_subscriber::filter::LevelFilter;
+
+pub use keys::{DEMO_COUNT, KEYS, Key, Of};
+pub use layers::{Flag, Layers};
+
+use crate::address::Listen;
+use crate::exchange::StreamLimits;
+use crate::generator::Plan;
+use crate::logging::LogFormat;
+use crate::server::Settings;
+use values::Values;
+
+/// The largest message that any configuration may allow (16 MiB).
+const LARGEST_MESSAGE: u64 = 16 << 20;
+
+/// Everything that can be configured, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to serve gRPC.
+    pub listen: Listen,
+    /// What the server is made of.
+    pub settings: Settings,
+    /// How long a stopping server waits for outstanding messages.
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Which log lines there are.
+    pub log_level: LevelFilter,
+    /// What the demo publishes.
+    pub plan: Plan,
+    /// Whether the demo goes on serving when its messages are settled.
+    pub keep_serving: bool,
+    /// Each key with the value in force and its source.
+    pub effective: Vec<Effective>,
+}
+
+/// One value in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Effective {
+    /// The key.
+    pub key: &'static str,
+    /// Its value as it was written.
+    pub value: String,
+    /// Where it came from.
+    pub source: String,
+}
+
+/// One thing that is wrong with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key and its value, or whatever else is wrong.
+    pub what: String,
+    /// Where it came from; empty where that is no single place.
+    pub source: String,
+    /// What to do.
+    pub must: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, source, must } = self;
+        if source.is_empty() { write!(f, "{what}: {must}") } else { write!(f, "{what} ({source}): {must}") }
+    }
+}
+
+impl Config {
+    /// Reads and checks all layers.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong.
+    pub fn load(layers: &Layers) -> Result<Self, Vec<Problem>> {
+        let mut values = Values::new(layers);
+        let policy = Policy {
+            ack_deadline: values.get("ack_deadline", values::duration),
+            max_retries: values.get("max_retries", values::number_or_unlimited),
+            backoff: Backoff {
+                minimum: values.get("min_backoff", values::duration),
+                maximum: values.get("max_backoff", values::duration),
+            },
+            max_backlog_messages: values.get("max_backlog_messages", values::number),
+            max_backlog_bytes: values.get("max_backlog_bytes", values::bytes),
+        };
+        for problem in policy.problems() {
+            values.must(problem.key, problem.must);
+        }
+        let max_message_bytes: u64 = values.get("max_message_bytes", values::bytes);
+        if !(1..=LARGEST_MESSAGE).contains(&max_message_bytes) {
+            values.must("max_message_bytes", "between 1B and 16MiB");
+        }
+        if policy.max_backlog_bytes > 0 && policy.max_backlog_bytes < max_message_bytes {
+            values.must("max_backlog_bytes", "at least max_message_bytes, or the largest message never fits");
+        }
+        let limits = StreamLimits {
+            max_streams: values.at_least_one("max_streams", values::number::<u32>) as usize,
+            max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
+            max_outstanding_bytes: values.at_least_one("max_outstanding_bytes", values::bytes),
+        };
+        let drain_timeout = values.get("drain_timeout", values::duration);
+        if drain_timeout > Duration::from_hours(1) {
+            values.must("drain_timeout", "at most 1h");
+        }
+        let count = NonZeroU64::new(values.get(DEMO_COUNT, values::number));
+        let interval = values.get("demo.interval", values::duration);
+        if !(Duration::from_millis(1)..=Duration::from_hours(24)).contains(&interval) {
+            values.must("demo.interval", "between 1ms and 24h");
+        }
+        let settings = Settings {
+            policy,
+            max_message_bytes,
+            limits,
+            log_lines_per_second: values.get("log_lines_per_second", values::number),
+            demo_count: count.map(NonZeroU64::get),
+        };
+        let config = Self {
+            listen: values.get("listen", |text| text.parse::<Listen>().map_err(|error| error.to_string())),
+            settings,
+            drain_timeout,
+            log_format: values.get("log_format", values::log_format),
+            log_level: values.get("log_level", values::log_level),
+            plan: Plan { count, interval },
+            keep_serving: values.get("demo.keep_serving", values::boolean),
+            effective: values.effective(),
+        };
+        let listen = if values.is_default("listen") { config.listen.or_loopback() } else { config.listen };
+        values.finish().map(|()| Self { listen, ..config })
+    }
+}
+
+/// The configuration in force, as a file that would give it again, with the source of each value.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = |effective: &Effective| effective.key.split_once('.').map_or("", |(table, _)| table);
+        let mut effective: Vec<_> = self.effective.iter().collect();
+        effective.sort_by_key(|effective| table(effective)); // values without a table come first
+        let mut current = "";
+        for one in effective {
+            if table(one) != current {
+                current = table(one);
+                writeln!(f, "\n[{current}]")?;
+            }
+            let name = one.key.rsplit('.').next().expect("a key has a name");
+            writeln!(f, "{:<44}# {}", format!("{name} = {}", one.value), one.source)?;
+        }
+        Ok(())
+    }
+}

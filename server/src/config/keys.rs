@@ -1,0 +1,121 @@
+//! Every key of the configuration: its default, its flag, and what it means. The command line, its help, `ackstream config` and the
+//! check for unknown keys are made from this table.
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name in the file, nested with dots.
+    pub name: &'static str,
+    /// The long flag that sets it, without dashes.
+    pub flag: &'static str,
+    /// Its value when nobody says otherwise.
+    pub default: &'static str,
+    /// What kind of value it takes, as help shows it. Empty: a flag without a value, for "true".
+    pub value: &'static str,
+    /// What it does.
+    pub about: &'static str,
+    /// Which commands have the flag.
+    pub of: Of,
+}
+
+/// The commands that have a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// The server, and so the demo.
+    Server,
+    /// The demo alone.
+    Demo,
+}
+
+const fn server(
+    name: &'static str,
+    flag: &'static str,
+    default: &'static str,
+    value: &'static str,
+    about: &'static str,
+) -> Key {
+    Key { name, flag, default, value, about, of: Of::Server }
+}
+
+const fn demo(
+    name: &'static str,
+    flag: &'static str,
+    default: &'static str,
+    value: &'static str,
+    about: &'static str,
+) -> Key {
+    Key { name, flag, default, value, about, of: Of::Demo }
+}
+
+/// The positional argument of the demo; no flag.
+pub const DEMO_COUNT: &str = "demo.count";
+
+/// All keys, in the order in which people read them.
+pub const KEYS: &[Key] = &[
+    demo(DEMO_COUNT, "", "10", "COUNT", "Messages that the generator publishes; 0 = without end"),
+    demo("demo.interval", "interval", "1s", "TIME", "Time between two generated messages"),
+    demo(
+        "demo.keep_serving",
+        "keep-serving",
+        "false",
+        "",
+        "Go on serving when all generated messages are acked or dropped",
+    ),
+    server(
+        "listen",
+        "listen",
+        "[::1]:50051",
+        "ADDRESS",
+        "Where to serve gRPC; \":PORT\" is all addresses, port 0 picks one",
+    ),
+    server("ack_deadline", "ack-deadline", "2s", "TIME", "How long a delivery waits for its ACK before the next one"),
+    server("max_retries", "max-retries", "3", "N", "Retries before a message is dropped: 0 to 1000, or \"unlimited\""),
+    server("min_backoff", "min-backoff", "0s", "TIME", "Wait before the first retry; doubles with each further one"),
+    server("max_backoff", "max-backoff", "0s", "TIME", "Longest wait before a retry"),
+    server(
+        "max_backlog_messages",
+        "max-backlog-messages",
+        "1000000",
+        "N",
+        "Messages that a subscription keeps, at most",
+    ),
+    server(
+        "max_backlog_bytes",
+        "max-backlog-bytes",
+        "1GiB",
+        "SIZE",
+        "Bytes of messages that a subscription keeps, at most",
+    ),
+    server(
+        "max_message_bytes",
+        "max-message-bytes",
+        "1MiB",
+        "SIZE",
+        "Largest message, attributes included; at most 16MiB",
+    ),
+    server(
+        "max_outstanding_messages",
+        "max-outstanding-messages",
+        "1000000",
+        "N",
+        "Most that a consumer may have outstanding",
+    ),
+    server(
+        "max_outstanding_bytes",
+        "max-outstanding-bytes",
+        "1GiB",
+        "SIZE",
+        "Most bytes that a consumer may have outstanding",
+    ),
+    server("max_streams", "max-streams", "10000", "N", "Streams that are open at the same time, at most"),
+    server("drain_timeout", "drain-timeout", "8s", "TIME", "How long a stopping server waits for outstanding messages"),
+    server("log_format", "log-format", "text", "FORMAT", "text or json"),
+    server("log_level", "log-level", "info", "LEVEL", "error, warn, info, debug or trace"),
+    server(
+        "log_lines_per_second",
+        "log-lines-per-second",
+        "1000",
+        "N",
+        "Log lines about single messages, at most; 0 = none",
+    ),
+];

@@ -1,0 +1,212 @@
+//! From text to values, and what can be wrong with them.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use figment::Figment;
+use figment::value::Value;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::keys::KEYS;
+use super::layers::DEFAULT;
+use super::{Effective, Layers, Problem};
+use crate::logging::LogFormat;
+
+/// The values of all layers, and the problems found with them so far.
+pub(super) struct Values<'a> {
+    figment: &'a Figment,
+    problems: Vec<Problem>,
+    /// Keys whose text could not be read: they are told once.
+    unreadable: BTreeSet<&'static str>,
+}
+
+impl<'a> Values<'a> {
+    pub(super) fn new(layers: &'a Layers) -> Self {
+        let mut values =
+            Self { figment: &layers.figment, problems: layers.problems.clone(), unreadable: BTreeSet::new() };
+        values.find_unknown();
+        values
+    }
+
+    /// The value of a key. One that cannot be read is a problem, and its default goes on in its place.
+    pub(super) fn get<T>(&mut self, key: &'static str, read: fn(&str) -> Result<T, String>) -> T {
+        let read_text = text(&self.value(key)).and_then(|text| read(&text));
+        read_text.unwrap_or_else(|must| {
+            self.problem(key, must);
+            self.unreadable.insert(key);
+            read(default(key)).expect("every default can be read")
+        })
+    }
+
+    /// A number that must not be zero.
+    pub(super) fn at_least_one<T: Default + PartialEq>(
+        &mut self,
+        key: &'static str,
+        read: fn(&str) -> Result<T, String>,
+    ) -> T {
+        let value = self.get(key, read);
+        if value == T::default() {
+            self.must(key, "at least 1");
+        }
+        value
+    }
+
+    /// The value of a key is out of its bounds.
+    pub(super) fn must(&mut self, key: &'static str, must: &str) {
+        if !self.unreadable.contains(key) {
+            self.problem(key, format!("must be {must}"));
+        }
+    }
+
+    /// Whether nobody has set this key.
+    pub(super) fn is_default(&self, key: &str) -> bool {
+        self.source(&self.value(key)) == DEFAULT
+    }
+
+    /// Every key with its value and source.
+    pub(super) fn effective(&self) -> Vec<Effective> {
+        let of = |key: &super::Key| {
+            let value = self.value(key.name);
+            Effective { key: key.name, value: show(&value), source: self.source(&value) }
+        };
+        KEYS.iter().map(of).collect()
+    }
+
+    /// # Errors
+    ///
+    /// All problems, where there are any.
+    pub(super) fn finish(self) -> Result<(), Vec<Problem>> {
+        if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
+    }
+
+    fn problem(&mut self, key: &str, must: String) {
+        let value = self.value(key);
+        self.problems.push(Problem { what: format!("{key} = {}", show(&value)), source: self.source(&value), must });
+    }
+
+    fn value(&self, key: &str) -> Value {
+        // A table where a value is expected, or the other way round, hides the key.
+        self.figment.find_value(key).unwrap_or_else(|_| Value::from(default(key)))
+    }
+
+    fn source(&self, value: &Value) -> String {
+        self.figment.get_metadata(value.tag()).map_or_else(|| DEFAULT.to_owned(), |metadata| metadata.name.to_string())
+    }
+
+    fn find_unknown(&mut self) {
+        let all = self.figment.find_value("").ok().and_then(Value::into_dict).unwrap_or_default();
+        let mut leaves = Vec::new();
+        for (name, value) in all {
+            collect_leaves(name, value, &mut leaves);
+        }
+        let problems = leaves.iter().filter_map(|(key, value)| unknown(key, &self.source(value)));
+        let problems: Vec<_> = problems.collect();
+        self.problems.extend(problems);
+    }
+}
+
+/// The problem with a key that does not exist; it names the nearest one that does.
+pub(super) fn unknown(key: &str, source: &str) -> Option<Problem> {
+    if KEYS.iter().any(|known| known.name == key) {
+        return None;
+    }
+    let distance = |known: &&super::Key| strsim::damerau_levenshtein(known.name, key);
+    let nearest = KEYS.iter().min_by_key(distance).expect("there are keys").name;
+    Some(Problem {
+        what: key.to_owned(),
+        source: source.to_owned(),
+        must: format!("there is no such key; the nearest is {nearest}"),
+    })
+}
+
+fn collect_leaves(name: String, value: Value, leaves: &mut Vec<(String, Value)>) {
+    if let Value::Dict(_, dict) = &value
+        && !dict.is_empty()
+    {
+        for (part, value) in dict {
+            collect_leaves(format!("{name}.{part}"), value.clone(), leaves);
+        }
+    } else {
+        leaves.push((name, value));
+    }
+}
+
+fn default(key: &str) -> &'static str {
+    KEYS.iter().find(|known| known.name == key).expect("a key of the table").default
+}
+
+/// A value as text, however it was written.
+fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(_, text) => Ok(text.clone()),
+        Value::Char(_, character) => Ok(character.to_string()),
+        Value::Bool(_, flag) => Ok(flag.to_string()),
+        Value::Num(_, number) => match (number.to_u128(), number.to_i128(), number.to_f64()) {
+            (Some(number), ..) => Ok(number.to_string()),
+            (_, Some(number), _) => Ok(number.to_string()),
+            (.., Some(number)) => Ok(number.to_string()),
+            (None, None, None) => Err("must be a number".into()),
+        },
+        Value::Empty(..) | Value::Dict(..) | Value::Array(..) => Err("must be a single value".into()),
+    }
+}
+
+/// A value as TOML shows it.
+fn show(value: &Value) -> String {
+    match (value, text(value)) {
+        (Value::String(..) | Value::Char(..), Ok(text)) => {
+            let plain = text.parse::<u64>().is_ok() || matches!(text.as_str(), "true" | "false");
+            if plain { text } else { format!("{text:?}") }
+        }
+        (_, Ok(text)) => text,
+        (_, Err(_)) => "(a table or a list)".to_owned(),
+    }
+}
+
+// ---- one reader for each kind of value
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".into())
+}
+
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
+    let size: Result<ByteSize, _> = text.parse();
+    size.map(|size| size.as_u64()).map_err(|_| "must be a size with its unit, such as \"4MiB\" or \"512B\"".into())
+}
+
+pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("must be a whole number from 0 to 2^{}", 8 * size_of::<T>()))
+}
+
+pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {
+    if text == "unlimited" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| "must be a whole number from 0 to 1000, or \"unlimited\"".into())
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".into())
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("must be \"text\" or \"json\"".into()),
+    }
+}
+
+pub(super) fn log_level(text: &str) -> Result<LevelFilter, String> {
+    match text {
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err("must be error, warn, info, debug or trace".into()),
+    }
+}

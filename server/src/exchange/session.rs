@@ -1,0 +1,157 @@
+//! What the two halves of one stream share.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Waker};
+
+use ackstream_core::{Attachment, ConsumerId, Leave};
+
+use crate::exchange::frames::{self, Answer};
+use crate::exchange::status::Refused;
+use crate::proto::stream_message::Kind;
+use crate::proto::{Opened, StreamMessage};
+use crate::subscription::Subscription;
+
+/// At most so many answers to publishes wait to be read by the client (DESIGN of the wire: a publisher that never reads loses its
+/// stream).
+pub(super) const MAX_UNSENT_ANSWERS: usize = 10_000;
+
+/// The state of one stream, between the task that reads it and the stream that tonic polls.
+pub(super) struct Session {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    opened: Option<Opened>,
+    answers: VecDeque<Answer>,
+    max_batch: usize,
+    receiver: Option<Receiver>,
+    end: Option<Result<(), Refused>>,
+    /// The client is gone: nobody polls any more, and nothing may attach.
+    gone: bool,
+    waker: Option<Waker>,
+}
+
+/// A consumer of a subscription.
+#[derive(Clone)]
+pub(super) struct Receiver {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) consumer: ConsumerId,
+    pub(super) auto_ack: bool,
+    /// At most so many deliveries in a frame; 0 = each in a frame of its own.
+    pub(super) max_batch: usize,
+}
+
+/// What tonic's next poll gets from the session, before any delivery.
+pub(super) enum Turn {
+    /// A frame.
+    Frame(StreamMessage),
+    /// The stream's end.
+    End(Result<(), Refused>),
+    /// Nothing; the next delivery, where the stream consumes.
+    Delivery(Option<Receiver>),
+}
+
+impl Session {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::default() }
+    }
+
+    /// Opens the stream: the answer to `open`, and the subscription to attach to.
+    pub(super) fn open(
+        &self,
+        opened: Opened,
+        max_batch: usize,
+        attach: Option<(Arc<Subscription>, Attachment)>,
+    ) -> Option<Receiver> {
+        let mut state = self.lock();
+        if state.gone {
+            return None;
+        }
+        state.receiver = attach.map(|(subscription, attachment)| {
+            let mut locked = subscription.lock();
+            let now = locked.now;
+            let consumer = locked.attach(attachment, now);
+            drop(locked);
+            Receiver { subscription, consumer, auto_ack: attachment.auto_ack, max_batch }
+        });
+        state.opened = Some(opened);
+        state.max_batch = max_batch;
+        let receiver = state.receiver.clone();
+        state.wake();
+        receiver
+    }
+
+    /// An answer for the client.
+    ///
+    /// # Errors
+    ///
+    /// Where too many wait already: the client does not read.
+    pub(super) fn answer(&self, answer: Answer) -> Result<(), Refused> {
+        let mut state = self.lock();
+        if state.answers.len() >= MAX_UNSENT_ANSWERS {
+            let unsent = state.answers.len();
+            state.answers = VecDeque::new();
+            return Err(Refused::AnswersNotRead { unsent });
+        }
+        state.answers.push_back(answer);
+        state.wake();
+        Ok(())
+    }
+
+    /// The stream ends, once the answers are out. Its consumer leaves at once.
+    pub(super) fn end(&self, leave: Leave, how: Result<(), Refused>) {
+        let mut state = self.lock();
+        state.detach(leave);
+        state.end = Some(how);
+        state.wake();
+    }
+
+    /// Nobody polls the stream any more. Unless it had ended, it broke.
+    pub(super) fn gone(&self) {
+        let mut state = self.lock();
+        state.gone = true;
+        state.waker = None;
+        state.detach(Leave::Broken);
+        state.answers = VecDeque::new();
+    }
+
+    /// What comes before any delivery. Whoever asks is woken when that may change.
+    pub(super) fn turn(&self, context: &Context<'_>) -> Turn {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if let Some(opened) = state.opened.take() {
+            return Turn::Frame(frames::frame(Kind::Opened(opened)));
+        }
+        if let Some(answers) = frames::next_answers(&mut state.answers, state.max_batch) {
+            return Turn::Frame(answers);
+        }
+        if let Some(end) = state.end.take() {
+            return Turn::End(end);
+        }
+        match &mut state.waker {
+            Some(known) => known.clone_from(context.waker()), // costs nothing where it is the same
+            place @ None => *place = Some(context.waker().clone()),
+        }
+        Turn::Delivery(state.receiver.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("a panic ends the process")
+    }
+}
+
+impl State {
+    fn detach(&mut self, leave: Leave) {
+        if let Some(Receiver { subscription, consumer, .. }) = self.receiver.take() {
+            subscription.lock().leave(consumer, leave);
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Every error that a client can see, and the one place where each gets its gRPC code and sentence.
+
+use std::fmt;
+
+use ackstream_core::Refusal;
+use tonic::{Code, Status};
+
+use crate::broker::{PublishError, UnknownName};
+use crate::exchange::Ending;
+
+/// Why the server ends a stream, or does not open it. What the stream's consumer held is released.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// No first frame came in time.
+    NotOpened,
+    /// The first frame was something else.
+    OpenNotFirst,
+    /// `open` came twice.
+    OpenedTwice,
+    /// A member came that only the server sends.
+    ServersMember(&'static str),
+    /// The client calls itself by too long a name.
+    ClientIdTooLong { length: usize },
+    /// No such topic or subscription.
+    Unknown(UnknownName),
+    /// A frame could not be read.
+    Unreadable(Status),
+    /// The client publishes and does not read the answers.
+    AnswersNotRead { unsent: usize },
+    /// Too many streams are open.
+    TooManyStreams { max: usize },
+    /// The server ends all streams, but not with OK.
+    Stopping,
+}
+
+/// How long the first frame may take.
+pub(super) const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+/// The longest `client_id`, in bytes.
+pub(super) const MAX_CLIENT_ID: usize = 256;
+
+impl Refused {
+    const fn code(&self) -> Code {
+        match self {
+            Self::NotOpened => Code::DeadlineExceeded,
+            Self::OpenNotFirst
+            | Self::OpenedTwice
+            | Self::ServersMember(_)
+            | Self::ClientIdTooLong { .. }
+            | Self::Unreadable(_) => Code::InvalidArgument,
+            Self::Unknown(_) => Code::NotFound,
+            Self::AnswersNotRead { .. } | Self::TooManyStreams { .. } => Code::ResourceExhausted,
+            Self::Stopping => Code::Unavailable,
+        }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotOpened => write!(f, "no `open` came within {} s; send it first", OPEN_WITHIN.as_secs()),
+            Self::OpenNotFirst => write!(f, "the first frame must be `open`; {{\"open\":{{}}}} is enough"),
+            Self::OpenedTwice => write!(f, "`open` came twice; a stream is opened once"),
+            Self::ServersMember(member) => write!(f, "`{member}` comes from the server only"),
+            Self::ClientIdTooLong { length } => {
+                write!(f, "client_id has {length} bytes, at most {MAX_CLIENT_ID} are allowed")
+            }
+            Self::Unknown(unknown) => unknown.fmt(f),
+            Self::Unreadable(status) => write!(f, "a frame could not be read: {}", status.message()),
+            Self::AnswersNotRead { unsent } => write!(
+                f,
+                "{unsent} answers to publishes wait to be read; those that were not read are unknown, resend them"
+            ),
+            Self::TooManyStreams { max } => write!(f, "{max} streams are open, and no more are allowed (max_streams)"),
+            Self::Stopping => write!(
+                f,
+                "the server is stopping; messages that are not acked are gone with it, reconnect to the next server"
+            ),
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        Self::new(refused.code(), refused.to_string())
+    }
+}
+
+impl From<UnknownName> for Refused {
+    fn from(unknown: UnknownName) -> Self {
+        Self::Unknown(unknown)
+    }
+}
+
+impl Ending {
+    /// How a stream ends.
+    pub(super) fn result(self) -> Result<(), Refused> {
+        match self {
+            Self::Completed => Ok(()),
+            Self::Stopping => Err(Refused::Stopping),
+        }
+    }
+}
+
+impl PublishError {
+    /// The gRPC code that tells a publisher what to do: RESOURCE_EXHAUSTED try again later, UNAVAILABLE try another server,
+    /// INVALID_ARGUMENT do not try again.
+    pub(super) const fn code(&self) -> Code {
+        match self {
+            Self::Refused { refusal: Refusal::TooManyMessages { .. } | Refusal::TooManyBytes { .. }, .. } => {
+                Code::ResourceExhausted
+            }
+            Self::Refused { refusal: Refusal::Draining, .. } => Code::Unavailable,
+            Self::TooLarge { .. } | Self::Invalid(_) => Code::InvalidArgument,
+        }
+    }
+}

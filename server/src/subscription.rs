@@ -1,0 +1,145 @@
+//! A subscription of the core, made shareable: one lock, the wakers of its consumers, and the task that calls it when time is due.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Waker;
+
+use ackstream_core::{ConsumerId, Leave, Policy, Time};
+use smallvec::SmallVec;
+use tokio::sync::Notify;
+
+use crate::clock::Clock;
+use crate::message::Message;
+use crate::telemetry::Watch;
+
+/// The core's subscription, of shared messages, watched by the server's telemetry.
+pub type Core = ackstream_core::Subscription<Arc<Message>, Watch>;
+
+/// One subscription and what it needs to live in a server.
+pub struct Subscription {
+    name: String,
+    clock: Clock,
+    state: Mutex<State>,
+    /// Rings when the driver must look again before the time for which it has set its alarm.
+    earlier: Notify,
+}
+
+struct State {
+    core: Core,
+    /// For each consumer, by its index, who polls its stream.
+    wakers: Vec<Option<Waker>>,
+    /// The time for which the driver has set its alarm.
+    alarm: Option<Time>,
+}
+
+impl Subscription {
+    /// An empty subscription. Its deadlines pass only while [`drive`](Self::drive) runs.
+    pub fn new(name: String, policy: Policy, watch: Watch, clock: Clock) -> Self {
+        let state = State { core: Core::new(policy, watch), wakers: Vec::new(), alarm: None };
+        Self { name, clock, state: Mutex::new(state), earlier: Notify::new() }
+    }
+
+    /// Its name, unique on a server.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Locks the subscription. When the guard goes, whoever the core wants awake is woken, after the lock is released.
+    pub fn lock(&self) -> Locked<'_> {
+        let state = self.state.lock().expect("a panic ends the process");
+        Locked { now: self.clock.now(), subscription: self, state: Some(state) }
+    }
+
+    /// Calls the core whenever time is due. Never ends.
+    pub async fn drive(&self) {
+        loop {
+            let alarm = {
+                let mut locked = self.lock();
+                let now = locked.now;
+                locked.advance(now);
+                let alarm = locked.next_due();
+                locked.state_mut().alarm = alarm;
+                alarm
+            };
+            match alarm {
+                None => self.earlier.notified().await,
+                Some(time) if time <= self.clock.now() => tokio::task::yield_now().await, // one pass was not enough
+                Some(time) => tokio::select! {
+                    () = tokio::time::sleep_until(self.clock.instant_of(time)) => {}
+                    () = self.earlier.notified() => {}
+                },
+            }
+        }
+    }
+}
+
+/// A locked subscription: the core, and the moment at which it was locked.
+pub struct Locked<'a> {
+    /// The time for every input under this lock.
+    pub now: Time,
+    subscription: &'a Subscription,
+    /// `Some` until the guard is dropped.
+    state: Option<MutexGuard<'a, State>>,
+}
+
+impl Locked<'_> {
+    /// Remembers who polls this consumer's stream.
+    pub fn set_waker(&mut self, consumer: ConsumerId, waker: &Waker) {
+        let wakers = &mut self.state_mut().wakers;
+        if wakers.len() <= consumer.index() {
+            wakers.resize(consumer.index() + 1, None);
+        }
+        match &mut wakers[consumer.index()] {
+            Some(known) => known.clone_from(waker), // costs nothing where it is the same
+            place @ None => *place = Some(waker.clone()),
+        }
+    }
+
+    /// Detaches a consumer and forgets who polled its stream.
+    pub fn leave(&mut self, consumer: ConsumerId, leave: Leave) {
+        let now = self.now;
+        self.detach(consumer, leave, now);
+        if let Some(waker) = self.state_mut().wakers.get_mut(consumer.index()) {
+            *waker = None;
+        }
+    }
+
+    fn state_mut(&mut self) -> &mut State {
+        self.state.as_mut().expect("held until drop")
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = Core;
+    fn deref(&self) -> &Core {
+        &self.state.as_ref().expect("held until drop").core
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        &mut self.state_mut().core
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let Some(mut state) = self.state.take() else { return };
+        let mut woken: SmallVec<[Waker; 4]> = SmallVec::new();
+        while let Some(consumer) = state.core.next_wake() {
+            woken.extend(state.wakers.get(consumer.index()).cloned().flatten());
+        }
+        let due = state.core.next_due();
+        let earlier = due.is_some_and(|due| state.alarm.is_none_or(|alarm| due < alarm));
+        if earlier {
+            state.alarm = due;
+        }
+        drop(state);
+        if earlier {
+            self.subscription.earlier.notify_one();
+        }
+        for waker in woken {
+            waker.wake();
+        }
+    }
+}

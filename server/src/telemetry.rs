@@ -1,0 +1,45 @@
+//! What can be seen of messages and deliveries from outside. All of it comes from the core's events, through one exhaustive match
+//! for each purpose, so that a new event does not compile until it has been thought of.
+
+mod lines;
+mod progress;
+mod tally;
+
+use std::sync::Arc;
+
+use ackstream_core::{Event, Observer};
+
+pub use lines::Lines;
+pub use progress::Progress;
+pub use tally::Tally;
+
+use crate::message::Message;
+
+/// Watches one subscription: counts, writes log lines, and tells the generator how its messages fare.
+pub struct Watch {
+    tally: Tally,
+    lines: Lines,
+    progress: Option<Arc<Progress>>,
+}
+
+impl Watch {
+    /// A watch that writes `lines` and, in a demo, reports to the generator's `progress`.
+    pub fn new(lines: Lines, progress: Option<Arc<Progress>>) -> Self {
+        Self { tally: Tally::default(), lines, progress }
+    }
+
+    /// What has been counted, besides the core's own counts.
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
+    }
+}
+
+impl Observer<Arc<Message>> for Watch {
+    fn observe(&mut self, event: &Event<'_, Arc<Message>>) {
+        self.tally.observe(event);
+        self.lines.observe(event);
+        if let Some(progress) = &self.progress {
+            progress.observe(event);
+        }
+    }
+}

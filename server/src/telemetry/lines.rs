@@ -1,0 +1,119 @@
+//! Log lines about single messages: the story as people read it, and at most so many lines a second.
+
+use ackstream_core::{DropReason, Event, MessageView, Outcome, Time};
+use tracing::info;
+
+use crate::message::Message;
+
+/// Writes one subscription's lines.
+#[derive(Debug)]
+pub struct Lines {
+    topic: String,
+    subscription: String,
+    /// How many messages the demo will send; `None` where it has no end, or there is none.
+    of: Option<u64>,
+    per_second: u32,
+    second: u64,
+    written: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Lines of this subscription, at most `per_second` of them. A demo of `of` messages says "1/5" where others say "1".
+    pub const fn new(topic: String, subscription: String, of: Option<u64>, per_second: u32) -> Self {
+        Self { topic, subscription, of, per_second, second: 0, written: 0, left_out: 0 }
+    }
+
+    pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>) {
+        match event {
+            Event::Sent { at, message, after: None, .. } => {
+                let of =
+                    self.of.filter(|_| message.body.as_ref().number.is_some_and(|number| number.get() == message.id.0));
+                self.line(*at, message, |id| match of {
+                    Some(of) => format!("Sent message {id}/{of}"),
+                    None => format!("Sent message {id}"),
+                });
+            }
+            Event::Sent { at, message, after: Some(outcome), .. } => {
+                let attempt = message.attempts;
+                let why = match outcome {
+                    Outcome::Acked => unreachable!("an acked message is settled"),
+                    Outcome::Nacked => "it was nacked",
+                    Outcome::Expired => "no ACK came in time",
+                    Outcome::Released => "its consumer left",
+                };
+                let of = message.retries_left.map_or(String::new(), |left| format!(" of {}", attempt + left));
+                self.line(*at, message, |id| format!("Retrying message {id} (attempt {attempt}{of}): {why}"));
+            }
+            Event::Ended { at, message, outcome: Outcome::Nacked, .. } => {
+                self.line(*at, message, |id| format!("Received NACK for message {id}"));
+            }
+            Event::Acked { at, message, late: false } => {
+                self.line(*at, message, |id| format!("Received ACK for message {id}"));
+            }
+            Event::Acked { at, message, late: true } => {
+                self.line(*at, message, |id| {
+                    format!("Received late ACK for message {id}: it counts, no retry is needed")
+                });
+            }
+            Event::Dropped { at, message, reason } => {
+                let attempts = message.attempts;
+                let plural = if attempts == 1 { "" } else { "s" };
+                let why = match reason {
+                    DropReason::MaxRetries => "no retry is left",
+                    DropReason::Rejected => "its consumer rejected it",
+                };
+                self.line(*at, message, |id| format!("Dropped message {id} after {attempts} attempt{plural}: {why}"));
+            }
+            Event::Published { .. }
+            | Event::Extended { .. }
+            | Event::Ended { outcome: Outcome::Acked | Outcome::Expired | Outcome::Released, .. }
+            | Event::Requeued { .. }
+            | Event::Due { .. }
+            | Event::Ignored { .. }
+            | Event::Attached { .. }
+            | Event::Detached { .. }
+            | Event::Draining { .. } => {}
+        }
+    }
+
+    fn line<M>(&mut self, at: Time, message: &MessageView<'_, M>, text: impl FnOnce(u64) -> String) {
+        let second = at.since(Time::ZERO).as_secs();
+        if second > self.second {
+            self.say_what_was_left_out();
+            (self.second, self.written) = (second, 0);
+        }
+        if self.written >= self.per_second {
+            self.left_out += 1;
+            return;
+        }
+        self.written += 1;
+        info!(
+            topic = self.topic,
+            subscription = self.subscription,
+            message_id = message.id.0,
+            delivery_attempt = message.attempts,
+            "{}",
+            text(message.id.0)
+        );
+    }
+
+    fn say_what_was_left_out(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 && self.per_second > 0 {
+            let (topic, subscription) = (&self.topic, &self.subscription);
+            info!(
+                topic,
+                subscription,
+                "... and {left_out} more lines about messages (log_lines_per_second = {})",
+                self.per_second
+            );
+        }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.say_what_was_left_out();
+    }
+}
