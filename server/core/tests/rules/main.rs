@@ -1,0 +1,11 @@
+//! The rules of delivery: each is one test, whose name is the rule as a sentence. Times are milliseconds after the start.
+
+mod acks;
+mod deadlines;
+mod endings;
+mod fan_out;
+mod flow_control;
+mod nacks;
+mod policy;
+mod wakes;
+mod workbench;

@@ -1,0 +1,163 @@
+use ackstream_core::{ConsumerId, Leave};
+
+use crate::workbench::Workbench;
+
+/// Consumers that have asked and found nothing.
+fn waiting<const N: usize>(bench: &mut Workbench) -> [ConsumerId; N] {
+    std::array::from_fn(|_| {
+        let consumer = bench.attach(0);
+        assert_eq!(bench.take(0, consumer), None);
+        consumer
+    })
+}
+
+#[test]
+fn a_message_wakes_one_waiting_consumer() {
+    let mut bench = Workbench::new();
+    let [first, _, _] = waiting(&mut bench);
+    bench.publish(1, 1);
+    assert_eq!(bench.wakes(), [first]);
+}
+
+#[test]
+fn as_many_are_woken_as_there_are_messages() {
+    let mut bench = Workbench::new();
+    let [first, second, _] = waiting(&mut bench);
+    bench.publish(1, 2);
+    assert_eq!(bench.wakes(), [first, second]);
+}
+
+#[test]
+fn consumers_take_turns() {
+    let mut bench = Workbench::new();
+    let consumers: [_; 3] = waiting(&mut bench);
+    for round in 0..6 {
+        bench.publish(round, 1);
+        let woken = bench.wakes();
+        assert_eq!(woken, [consumers[usize::try_from(round).unwrap() % 3]]);
+        let delivery = bench.take(round, woken[0]).unwrap();
+        bench.ack(round, delivery.id.0);
+        assert_eq!(bench.take(round, woken[0]), None);
+    }
+}
+
+#[test]
+fn asking_again_in_vain_keeps_the_turn() {
+    let mut bench = Workbench::new();
+    let [first, second] = waiting(&mut bench);
+    assert_eq!(bench.take(1, first), None);
+    bench.publish(2, 2);
+    assert_eq!(bench.wakes(), [first, second]);
+}
+
+#[test]
+fn a_ready_message_belongs_to_whoever_asks_first() {
+    let mut bench = Workbench::new();
+    let [woken] = waiting(&mut bench);
+    bench.publish(1, 1);
+    assert_eq!(bench.wakes(), [woken]);
+    let stranger = bench.attach(1);
+    assert!(bench.take(1, stranger).is_some());
+    assert_eq!(bench.take(1, woken), None);
+}
+
+#[test]
+fn where_the_woken_do_not_come_the_next_is_woken_after_5_ms() {
+    let mut bench = Workbench::new();
+    let [stuck, next] = waiting(&mut bench);
+    bench.publish(10, 1);
+    assert_eq!(bench.wakes(), [stuck]);
+    assert_eq!(bench.next_due(), Some(15));
+    bench.advance(14);
+    assert_eq!(bench.wakes(), []);
+    bench.advance(15);
+    assert_eq!(bench.wakes(), [next]);
+}
+
+#[test]
+fn a_stuck_consumer_can_still_come_later() {
+    let mut bench = Workbench::new();
+    let [stuck, next] = waiting(&mut bench);
+    bench.publish(10, 1);
+    bench.advance(15);
+    assert!(bench.take(20, stuck).is_some());
+    assert_eq!(bench.take(21, next), None);
+    bench.wakes();
+    bench.publish(30, 1);
+    assert_eq!(bench.wakes(), [next]);
+}
+
+#[test]
+fn nobody_is_timed_when_there_is_no_other_to_wake() {
+    let mut bench = Workbench::new();
+    let [_only] = waiting(&mut bench);
+    bench.publish(10, 1);
+    assert_eq!(bench.next_due(), None);
+}
+
+#[test]
+fn when_a_woken_consumer_leaves_another_is_woken() {
+    let mut bench = Workbench::new();
+    let [first, second] = waiting(&mut bench);
+    bench.publish(1, 1);
+    bench.wakes();
+    bench.detach(1, first, Leave::Broken);
+    assert_eq!(bench.wakes(), [second]);
+}
+
+#[test]
+fn a_full_consumer_is_woken_when_it_has_room_again() {
+    let mut bench = Workbench::new();
+    let consumer = bench.attach_with(0, 1, u64::MAX);
+    bench.publish(0, 2);
+    bench.take(0, consumer);
+    assert_eq!(bench.take(0, consumer), None);
+    assert_eq!(bench.subscription.waiting_and_full(), (0, 1));
+    assert_eq!(bench.wakes(), []);
+    bench.ack(1, 1);
+    assert_eq!(bench.wakes(), [consumer]);
+}
+
+#[test]
+fn when_a_woken_consumer_has_no_room_another_is_woken() {
+    let mut bench = Workbench::new();
+    let small = bench.attach_with(0, 10, 5);
+    bench.publish_sized(0, 4);
+    bench.take(0, small);
+    assert_eq!(bench.take(0, small), None);
+    let large = bench.attach(0);
+    assert_eq!(bench.take(0, large), None);
+    bench.publish_sized(1, 4);
+    assert_eq!(bench.wakes(), [small]);
+    assert_eq!(bench.take(1, small), None);
+    assert_eq!(bench.wakes(), [large]);
+}
+
+#[test]
+fn an_expiry_wakes() {
+    let (mut bench, consumer) = Workbench::new().with_one_outstanding();
+    assert_eq!(bench.take(0, consumer), None);
+    bench.advance(100);
+    assert_eq!(bench.wakes(), [consumer]);
+}
+
+#[test]
+fn what_a_leaving_consumer_held_wakes_the_others() {
+    let (mut bench, holder) = Workbench::new().with_one_outstanding();
+    let other = bench.attach(0);
+    assert_eq!(bench.take(0, other), None);
+    bench.detach(1, holder, Leave::Clean);
+    assert_eq!(bench.wakes(), [other]);
+}
+
+#[test]
+fn nobody_is_woken_while_draining() {
+    let mut bench = Workbench::new();
+    let [_waiting, taker] = waiting(&mut bench);
+    bench.publish(0, 1);
+    bench.wakes();
+    bench.take(0, taker);
+    bench.subscription.drain(Workbench::time(1));
+    bench.advance(100);
+    assert_eq!(bench.wakes(), []);
+}
