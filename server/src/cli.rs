@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of};
+use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of, Problem};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub struct Invocation {
     pub file: Option<PathBuf>,
     /// The values that flags and arguments set.
     pub flags: Vec<Flag>,
-    /// What is wrong with the command line itself, as clap tells it.
-    pub error: Option<clap::Error>,
+    /// What is wrong with the command line itself.
+    pub problems: Vec<Problem>,
 }
 
 /// A command.
@@ -36,21 +36,43 @@ pub enum Wanted {
 ///
 /// # Errors
 ///
-/// A request for help or for the version, which clap answers. Whatever else is wrong is in [`Invocation::error`], beside what could
-/// still be understood, so that all problems can be told at once.
+/// What clap answers itself: a request for help or for the version, and a command line of which nothing can be understood. Unknown
+/// arguments are in [`Invocation::problems`], so that all problems can be told at once.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
-    let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let error = match command().try_get_matches_from(&arguments) {
-        Ok(matches) => return Ok(understand(&matches, None)),
-        Err(error) => error,
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let mut problems = Vec::new();
+    loop {
+        let error = match command().try_get_matches_from(&arguments) {
+            Ok(matches) => return Ok(understand(&matches, problems)),
+            Err(error) => error,
+        };
+        let Some((unknown, place)) = unknown_argument(&error, &arguments) else { return Err(error) };
+        arguments.remove(place);
+        let nearest = match error.get(ContextKind::SuggestedArg) {
+            Some(ContextValue::String(nearest)) => format!("; the nearest is {nearest}"),
+            _ => String::new(),
+        };
+        problems.push(Problem {
+            what: unknown,
+            source: "command line".to_owned(),
+            must: format!("there is no such argument here{nearest} (see --help)"),
+        });
+    }
+}
+
+/// The argument that clap does not know, and its place.
+fn unknown_argument(error: &clap::Error, arguments: &[OsString]) -> Option<(String, usize)> {
+    let (ErrorKind::UnknownArgument, Some(ContextValue::String(unknown))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    else {
+        return None;
     };
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return Err(error);
-    }
-    match command().ignore_errors(true).try_get_matches_from(&arguments) {
-        Ok(matches) => Ok(understand(&matches, Some(error))),
-        Err(_) => Err(error),
-    }
+    let is_it = |argument: &OsString| {
+        let text = argument.to_string_lossy();
+        text == *unknown || text.split_once('=').is_some_and(|(name, _)| name == unknown)
+    };
+    let place = arguments.iter().skip(1).position(is_it)? + 1;
+    Some((unknown.clone(), place))
 }
 
 /// The whole command line.
@@ -59,8 +81,7 @@ pub fn command() -> Command {
     let server = || keys(|key| key.of == Of::Server);
     Command::new("ackstream")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Delivers messages over gRPC streams, at least once, and lets you watch it do so")
-        .long_about(
+        .about(
             "Delivers messages over gRPC streams, at least once, and lets you watch it do so.\n\n\
              Without a command it runs the demo: a generator publishes COUNT messages, one a second, to the topic `demo`, beginning \
              with the first consumer, and the server ends when each is acked or dropped.",
@@ -105,7 +126,7 @@ fn argument(key: &'static Key) -> Arg {
     }
 }
 
-fn understand(matches: &ArgMatches, error: Option<clap::Error>) -> Invocation {
+fn understand(matches: &ArgMatches, problems: Vec<Problem>) -> Invocation {
     let (command, matches) = match matches.subcommand() {
         Some(("serve", matches)) => (Wanted::Serve, matches),
         Some(("config", matches)) => (Wanted::Config, matches),
@@ -123,5 +144,5 @@ fn understand(matches: &ArgMatches, error: Option<clap::Error>) -> Invocation {
         Some(Flag { key: key.name, name, value })
     });
     let file = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
-    Invocation { command, file, flags: flags.collect(), error }
+    Invocation { command, file, flags: flags.collect(), problems }
 }

@@ -1,11 +1,11 @@
 //! The accept loop: every connection is served by hyper's HTTP/2 in a task of its own, with tonic's routes inside. It is ours, because
 //! tonic's server can neither refuse a connection nor end one whose reader is stuck.
 
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::pin::pin;
 use std::time::Duration;
 
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -55,7 +55,7 @@ pub async fn serve_connection(
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        routes.clone().oneshot(request.map(|body| RequestBody { body, broken: false }))
+        routes.clone().oneshot(request.map(|body| body.map_err(|_| StreamBroken)))
     });
     let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http2.timer(hyper_util::rt::TokioTimer::new());
@@ -67,14 +67,8 @@ pub async fn serve_connection(
     connection.await
 }
 
-/// A request body that tells a half-close from a reset. hyper ends the body in the same way for both, and a consumer whose stream
-/// broke must not count as one that has left cleanly.
-struct RequestBody {
-    body: Incoming,
-    broken: bool,
-}
-
-/// The client reset its stream, or its connection is gone.
+/// The client reset its stream, or its connection is gone. It stands for hyper's own error, in which tonic would find a reset with
+/// CANCEL and make a clean end of the requests of it; but a consumer whose stream broke has not left cleanly.
 #[derive(Debug)]
 struct StreamBroken;
 
@@ -85,35 +79,3 @@ impl std::fmt::Display for StreamBroken {
 }
 
 impl std::error::Error for StreamBroken {}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = StreamBroken;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, StreamBroken>>> {
-        if self.broken {
-            return Poll::Ready(None);
-        }
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
-        let result = match frame {
-            Some(Ok(frame)) => Some(Ok(frame)),
-            None if self.body.is_end_stream() => None,
-            Some(Err(_)) | None => {
-                self.broken = true;
-                Some(Err(StreamBroken))
-            }
-        };
-        Poll::Ready(result)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}

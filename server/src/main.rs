@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ackstream::cli::{self, Invocation, Wanted};
-use ackstream::config::{Config, Layers, Problem};
+use ackstream::config::{Config, Layers};
 use ackstream::exchange::Ending;
 use ackstream::server::Server;
 use ackstream::{generator, listener, logging};
@@ -23,16 +23,23 @@ const EX_SOFTWARE: i32 = 70;
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let Invocation { command, file, flags, error } = match cli::parse(std::env::args_os()) {
+    let Invocation { command, file, flags, mut problems } = match cli::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(answer) => {
             let _ = answer.print(); // a closed output has nobody to tell
             return if answer.use_stderr() { EX_USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    let config = match (Config::load(&Layers::read(file, std::env::vars_os(), flags)), error) {
-        (Ok(config), None) => config,
-        (result, error) => return refuse(error, &result.err().unwrap_or_default()),
+    let config = Config::load(&Layers::read(file, std::env::vars_os(), flags));
+    let config = match config {
+        Ok(config) if problems.is_empty() => config,
+        result => {
+            problems.extend(result.err().into_iter().flatten());
+            for problem in problems {
+                eprintln!("ackstream: {problem}");
+            }
+            return EX_USAGE.into();
+        }
     };
     if command == Wanted::Config {
         return print(&config);
@@ -129,16 +136,6 @@ fn fail_stop() {
         eprintln!("ackstream: this is a bug of ours; please report it with the lines above");
         std::process::exit(EX_SOFTWARE);
     }));
-}
-
-fn refuse(error: Option<clap::Error>, problems: &[Problem]) -> ExitCode {
-    if let Some(error) = error {
-        let _ = error.print();
-    }
-    for problem in problems {
-        eprintln!("ackstream: {problem}");
-    }
-    EX_USAGE.into()
 }
 
 fn unavailable(why: &str) -> ExitCode {

@@ -121,6 +121,7 @@ impl Server {
     pub fn say_summary(&self) {
         for (topic, subscription) in self.broker.subscriptions() {
             let locked = subscription.lock();
+            locked.observer().lines().say_what_was_left_out();
             let (counts, backlog, tally) = (locked.counts(), locked.backlog(), locked.observer().tally().clone());
             drop(locked);
             let Counts { published, acked, dropped, sent, ended } = counts;
@@ -134,13 +135,13 @@ impl Server {
                  + {outstanding} outstanding"
             );
             info!(
-                "  {} retries, {} late ACKs, {} ACKs, NACKs and extends ignored",
+                "  retries: {}, late ACKs: {}, ignored ACKs, NACKs and extends: {}",
                 tally.retried,
                 tally.late_acks,
                 tally.ignored_in_all()
             );
             if left > 0 {
-                info!("  {left} messages were not acked and are gone");
+                info!("  not acked, and gone with this server: {left}");
             }
         }
     }

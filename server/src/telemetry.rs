@@ -28,6 +28,11 @@ impl Watch {
         Self { tally: Tally::default(), lines, progress }
     }
 
+    /// The log lines.
+    pub const fn lines(&self) -> &Lines {
+        &self.lines
+    }
+
     /// What has been counted, besides the core's own counts.
     pub const fn tally(&self) -> &Tally {
         &self.tally

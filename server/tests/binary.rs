@@ -1,1 +1,264 @@
+//! The real binary over real sockets: what it prints, what it exits with, and what signals do to it. The Python client's end-to-end
+//! tests hold conversations with it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use ackstream::proto::message_stream_client::MessageStreamClient;
+use ackstream::proto::stream_message::Kind;
+use ackstream::proto::{AckMessage, DataMessage, Open, StreamMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+fn ackstream(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ackstream"));
+    command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACKSTREAM_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    ackstream(arguments).output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// A server on a port of its own, ended with the test.
+struct Process {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    address: SocketAddr,
+}
+
+impl Process {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = ackstream(arguments)
+            .args(["--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        let mut first = String::new();
+        lines.read_line(&mut first).expect("a line");
+        let address = first.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
+        let address = address.unwrap_or_else(|| panic!("the first line names the address: {first:?}"));
+        Self { child, lines, address }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("a line");
+        line.trim_end().to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(killed.success());
+    }
+
+    /// Everything that is left to read, and the exit code.
+    fn end(mut self) -> (String, Option<i32>) {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).expect("UTF-8");
+        (rest, self.child.wait().expect("it ends").code())
+    }
+
+    async fn open(&self, open: Open) -> (mpsc::Sender<StreamMessage>, Streaming<StreamMessage>) {
+        let mut client = MessageStreamClient::new(
+            tonic::transport::Endpoint::new(format!("http://{}", self.address)).unwrap().connect().await.unwrap(),
+        );
+        let (send, frames) = mpsc::channel(10);
+        send.send(StreamMessage { kind: Some(Kind::Open(open)) }).await.unwrap();
+        let mut receive = client.exchange(ReceiverStream::new(frames)).await.unwrap().into_inner();
+        assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Opened(_)))));
+        (send, receive)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it has ended, unless the test failed
+        let _ = self.child.wait();
+    }
+}
+
+async fn next(receive: &mut Streaming<StreamMessage>) -> Result<Option<Kind>, Status> {
+    receive.message().await.map(|frame| frame.and_then(|frame| frame.kind))
+}
+
+async fn ack(send: &mpsc::Sender<StreamMessage>, ack_id: u64) {
+    let ack = Kind::Ack(AckMessage { ack_id, ..AckMessage::default() });
+    send.send(StreamMessage { kind: Some(ack) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_tells_its_story_ends_its_streams_with_ok_and_exits_with_0() {
+    let mut process = Process::start(&["2", "--interval", "10ms", "--ack-deadline", "200ms"]);
+    assert_eq!(process.line(), "[RUST SERVER] Will send 2 messages at 10ms intervals");
+    let (send, mut receive) = process.open(Open::default()).await;
+    let mut seen = Vec::new();
+    while let Some(Kind::Data(data)) = next(&mut receive).await.unwrap() {
+        seen.push((data.id, data.delivery_attempt));
+        if data.id == 1 || data.delivery_attempt == 2 {
+            ack(&send, data.id).await;
+        }
+    }
+    assert_eq!(seen, [(1, 1), (2, 1), (2, 2)]);
+    let (rest, code) = process.end();
+    let expected = "\
+[RUST SERVER] Sent message 1/2
+[RUST SERVER] Received ACK for message 1
+[RUST SERVER] Sent message 2/2
+[RUST SERVER] Retrying message 2 (attempt 2 of 4): no ACK came in time
+[RUST SERVER] Received ACK for message 2
+[RUST SERVER] All messages completed, stopping retry handler
+[RUST SERVER] Summary of topic demo, subscription demo:
+[RUST SERVER]   messages:   2 published = 2 acked + 0 dropped + 0 left
+[RUST SERVER]   deliveries: 3 sent = 2 acked + 0 nacked + 1 expired + 0 released + 0 outstanding
+[RUST SERVER]   retries: 1, late ACKs: 0, ignored ACKs, NACKs and extends: 0
+";
+    assert_eq!((rest.as_str(), code), (expected, Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_keep_serving_the_server_stays_until_a_signal() {
+    let mut process = Process::start(&["demo", "1", "--keep-serving"]);
+    let (send, mut receive) = process.open(Open::default()).await;
+    assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Data(_)))));
+    ack(&send, 1).await;
+    while process.line() != "[RUST SERVER] Still serving (--keep-serving)" {}
+    process.signal("-TERM");
+    assert_eq!(next(&mut receive).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(process.end().1, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_outstanding_messages_settle_and_says_what_is_left() {
+    for signal in ["-TERM", "-INT"] {
+        let mut process = Process::start(&["serve"]);
+        let (send, mut receive) = process.open(Open { max_outstanding_messages: 1, ..Open::default() }).await;
+        for id in 1..=2 {
+            let data = DataMessage { id, ..DataMessage::default() };
+            send.send(StreamMessage { kind: Some(Kind::Data(data)) }).await.unwrap();
+        }
+        let mut answered = 0;
+        while answered < 2 {
+            answered += u32::from(matches!(next(&mut receive).await, Ok(Some(Kind::Ack(_)))));
+        }
+        process.signal(signal);
+        while process.line() != "[RUST SERVER] Stopping: waiting up to 8s for outstanding messages" {}
+        ack(&send, 1).await;
+        let end = loop {
+            match next(&mut receive).await {
+                Ok(_) => {}
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(end.code(), Code::Unavailable);
+        let (rest, code) = process.end();
+        assert!(rest.contains("2 published = 1 acked + 0 dropped + 1 left"), "{rest}");
+        assert!(rest.contains("not acked, and gone with this server: 1"), "{rest}");
+        assert_eq!(code, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_at_once() {
+    let mut process = Process::start(&["serve", "--ack-deadline", "1h", "--drain-timeout", "1h"]);
+    let (send, mut receive) = process.open(Open::default()).await;
+    send.send(StreamMessage { kind: Some(Kind::Data(DataMessage::default())) }).await.unwrap();
+    while !matches!(next(&mut receive).await, Ok(Some(Kind::Data(_)))) {}
+    process.signal("-TERM");
+    while process.line() != "[RUST SERVER] Stopping: waiting up to 1h for outstanding messages" {}
+    process.signal("-TERM");
+    assert_eq!(process.end().1, Some(0));
+}
+
+#[test]
+fn a_port_that_is_taken_is_a_sentence_and_exit_code_69() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = output(&["serve", "--listen", &address]);
+    assert_eq!(output.status.code(), Some(69));
+    let error = text(&output.stderr);
+    assert!(error.starts_with(&format!("ackstream: cannot listen on {address}: ")), "{error}");
+    assert_eq!(error.lines().count(), 1);
+}
+
+#[test]
+fn wrong_usage_tells_all_problems_and_is_exit_code_64() {
+    let output = output(&["serve", "--bogus", "--ack-deadlin=3s", "--ack-deadline", "x", "--max-retries", "5000"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert_eq!(
+        text(&output.stderr),
+        "\
+ackstream: --bogus (command line): there is no such argument here (see --help)
+ackstream: --ack-deadlin (command line): there is no such argument here; the nearest is --ack-deadline (see --help)
+ackstream: ack_deadline = \"x\" (flag --ack-deadline): must be a length of time with its unit, such as \"2s\" or \"100ms\"
+ackstream: max_retries = 5000 (flag --max-retries): must be at most 1000, or \"unlimited\"
+"
+    );
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn the_flags_of_the_demo_are_not_those_of_serve() {
+    let output = output(&["serve", "--interval", "1s"]);
+    assert_eq!(output.status.code(), Some(64));
+}
+
+#[test]
+fn config_prints_what_is_in_force_and_where_it_came_from() {
+    let output = ackstream(&["config", "--ack-deadline", "5s"]).env("ACKSTREAM_MAX_RETRIES", "7").output().unwrap();
+    let printed = text(&output.stdout);
+    let line =
+        |key: &str| printed.lines().find(|line| line.starts_with(key)).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(line("ack_deadline")[2..], ["\"5s\"", "#", "flag", "--ack-deadline"]);
+    assert_eq!(line("max_retries")[2..], ["7", "#", "environment", "variable", "ACKSTREAM_MAX_RETRIES"]);
+    assert_eq!(line("log_format")[2..], ["\"text\"", "#", "default"]);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    for arguments in [&["--help"][..], &["serve", "--help"], &["--version"]] {
+        assert_eq!(output(arguments).status.code(), Some(0), "{arguments:?}");
+    }
+    assert_eq!(text(&output(&["--version"]).stdout), format!("ackstream {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn json_lines_say_what_they_are_about() {
+    let mut process = ackstream(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut lines = BufReader::new(process.stdout.take().unwrap());
+    lines.read_line(&mut line).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert!(value["message"].as_str().unwrap().starts_with("Starting gRPC server on 127.0.0.1:"), "{value}");
+    assert_eq!(value["level"], "INFO");
+    assert!(value["timestamp"].is_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_leaves_lines_out_rather_than_grow_and_says_so() {
+    let process = Process::start(&["200", "--interval", "1ms", "--log-lines-per-second", "10"]);
+    let (_send, mut receive) = process.open(Open { auto_ack: true, ..Open::default() }).await;
+    while next(&mut receive).await.unwrap().is_some() {}
+    let (rest, _) = process.end();
+    assert!(rest.contains(" more lines about messages (log_lines_per_second = 10)"), "{rest}");
+    assert!(rest.matches("Sent message").count() < 100, "{rest}");
+    assert!(rest.contains("200 published = 200 acked"), "{rest}");
+}

@@ -1,1 +1,187 @@
+//! The configuration: its layers, and everything that can be wrong with it, told at once.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ackstream::config::{Config, Flag, KEYS, Layers};
+use ackstream_core::Backoff;
+
+/// A file with this text.
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("test.toml");
+    std::fs::write(&path, text).expect("a file");
+    (folder, path)
+}
+
+fn load(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Result<Config, Vec<String>> {
+    let (_folder, path) = file(text);
+    let environment = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let flags = flags.iter().map(|(key, value)| Flag {
+        key,
+        name: format!("flag --{}", key.replace('_', "-")),
+        value: (*value).to_owned(),
+    });
+    let hide = |text: String| text.replace(&path.display().to_string(), "test.toml");
+    Config::load(&Layers::read(Some(path.clone()), environment, flags))
+        .map_err(|problems| problems.iter().map(|problem| hide(problem.to_string())).collect())
+}
+
+fn problems(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]) -> Vec<String> {
+    load(text, environment, flags).expect_err("something is wrong")
+}
+
+#[test]
+fn nobody_has_to_say_anything() {
+    let config = load("", &[], &[]).unwrap();
+    assert_eq!(config.listen.to_string(), "[::1]:50051");
+    assert_eq!(config.settings.policy, ackstream_core::Policy::default());
+    assert_eq!(config.drain_timeout, Duration::from_secs(8));
+}
+
+#[test]
+fn flags_go_before_the_environment_before_the_file_before_defaults() {
+    let text = "ack_deadline = \"3s\"\nmax_retries = 7\nmin_backoff = \"1s\"\nmax_backoff = \"5s\"";
+    let environment = [("ACKSTREAM_ACK_DEADLINE", "4s"), ("ACKSTREAM_MIN_BACKOFF", "2s")];
+    let config = load(text, &environment, &[("ack_deadline", "5s")]).unwrap();
+    let policy = &config.settings.policy;
+    assert_eq!(policy.ack_deadline, Duration::from_secs(5));
+    assert_eq!(policy.backoff, Backoff { minimum: Duration::from_secs(2), maximum: Duration::from_secs(5) });
+    assert_eq!(policy.max_retries, Some(7));
+    let sources: Vec<_> = config.effective.iter().map(|one| (one.key, one.source.as_str())).collect();
+    assert!(sources.contains(&("ack_deadline", "flag --ack-deadline")));
+    assert!(sources.contains(&("min_backoff", "environment variable ACKSTREAM_MIN_BACKOFF")));
+    assert!(sources.contains(&("max_backlog_bytes", "default")));
+    assert!(sources.iter().any(|(key, source)| *key == "max_retries" && source.starts_with("file ")));
+}
+
+#[test]
+fn all_problems_are_told_at_once_each_with_its_key_and_source() {
+    let found = problems(
+        "ack_deadlin = \"2s\"\nlog_format = \"xml\"\nmax_streams = 0\n[demo]\nintervall = \"1s\"",
+        &[("ACKSTREAM_MAX_RETRIES", "1001"), ("ACKSTREAM_DRAIN", "8s")],
+        &[("listen", "localhost"), ("ack_deadline", "2 parsecs")],
+    );
+    let expected = [
+        "ack_deadlin (file test.toml): there is no such key; the nearest is ack_deadline",
+        "ack_deadline = \"2 parsecs\" (flag --ack-deadline): must be a length of time with its unit, such as \"2s\" or \"100ms\"",
+        "demo.intervall (file test.toml): there is no such key; the nearest is demo.interval",
+        "drain (environment variable ACKSTREAM_DRAIN): there is no such key; the nearest is drain_timeout",
+        "listen = \"localhost\" (flag --listen): must be ADDRESS:PORT such as \"[::1]:50051\" or \"127.0.0.1:50051\", or \":50051\" \
+         for all addresses",
+        "log_format = \"xml\" (file test.toml): must be \"text\" or \"json\"",
+        "max_retries = 1001 (environment variable ACKSTREAM_MAX_RETRIES): must be at most 1000, or \"unlimited\"",
+        "max_streams = 0 (file test.toml): must be at least 1",
+    ];
+    let mut sorted = found.clone();
+    sorted.sort();
+    assert_eq!(sorted, expected);
+}
+
+#[test]
+fn a_file_that_is_missing_is_told_with_everything_else() {
+    let flag = Flag { key: "ack_deadline", name: "flag --ack-deadline".into(), value: "x".into() };
+    let layers = Layers::read(Some("/nowhere/at/all.toml".into()), [], [flag]);
+    let found: Vec<_> = Config::load(&layers).unwrap_err().iter().map(ToString::to_string).collect();
+    assert_eq!(found.len(), 2);
+    assert!(found[0].starts_with("/nowhere/at/all.toml (flag --config): cannot be read: "), "{}", found[0]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_named() {
+    let found = problems("ack_deadline = = 2s", &[], &[]);
+    assert!(found[0].starts_with("test.toml (flag --config): is not TOML: "), "{}", found[0]);
+}
+
+#[test]
+fn values_that_are_no_single_value_are_named() {
+    let found = problems("ack_deadline = [1, 2]\nlisten = { port = 5 }\ndemo = 3", &[], &[]);
+    assert!(found.contains(&"ack_deadline = (a table or a list) (file test.toml): must be a single value".to_owned()));
+    assert!(found.contains(&"listen.port (file test.toml): there is no such key; the nearest is listen".to_owned()));
+    assert!(found.contains(&"demo (file test.toml): there is no such key; the nearest is demo.count".to_owned()));
+}
+
+#[test]
+fn bounds_that_concern_two_keys_are_checked() {
+    let found = problems("max_backlog_bytes = \"1KiB\"\nmin_backoff = \"2s\"", &[], &[]);
+    assert_eq!(
+        found,
+        [
+            "min_backoff = \"2s\" (file test.toml): must be at most max_backoff",
+            "max_backlog_bytes = \"1KiB\" (file test.toml): must be at least max_message_bytes, or the largest message never fits",
+        ]
+    );
+}
+
+#[test]
+fn every_bound_is_kept() {
+    let cases = [
+        ("ack_deadline", "9ms"),
+        ("ack_deadline", "61m"),
+        ("max_retries", "-1"),
+        ("max_backoff", "25h"),
+        ("max_backlog_messages", "0"),
+        ("max_message_bytes", "17MiB"),
+        ("max_message_bytes", "0"),
+        ("max_outstanding_messages", "0"),
+        ("max_outstanding_bytes", "0"),
+        ("max_streams", "1.5"),
+        ("drain_timeout", "2h"),
+        ("log_level", "loud"),
+        ("log_lines_per_second", "many"),
+        ("demo.count", "-3"),
+        ("demo.interval", "0s"),
+        ("demo.keep_serving", "yes"),
+    ];
+    for (key, value) in cases {
+        let found = problems("", &[], &[(key, value)]);
+        assert!(found.len() == 1 && found[0].starts_with(&format!("{key} = ")), "{key} = {value}: {found:?}");
+    }
+}
+
+#[test]
+fn an_unlimited_retry_budget_can_be_asked_for() {
+    assert_eq!(load("max_retries = \"unlimited\"", &[], &[]).unwrap().settings.policy.max_retries, None);
+}
+
+#[test]
+fn what_belongs_to_others_is_not_ours() {
+    let others = [
+        ("ACKSTREAM_CLIENT_TARGET", "x"),
+        ("ACKSTREAM_SERVICE_HOST", "10.0.0.1"),
+        ("ACKSTREAM_PORT", "tcp://10.0.0.1:50051"),
+        ("ACKSTREAM_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("ACKSTREAM_BIN", "/bin/ackstream"),
+        ("PATH", "/bin"),
+    ];
+    load("", &others, &[]).unwrap();
+    assert_eq!(problems("", &[("ACKSTREAM_PORTS", "1")], &[]).len(), 1);
+}
+
+#[test]
+fn no_key_begins_like_what_belongs_to_others() {
+    for key in KEYS {
+        assert!(!["client_", "service_", "port"].iter().any(|other| key.name.starts_with(other)), "{}", key.name);
+    }
+}
+
+#[test]
+fn the_environment_can_name_the_file() {
+    let (_folder, path) = file("max_retries = 9");
+    let environment = [(OsString::from("ACKSTREAM_CONFIG"), path.into_os_string())];
+    let config = Config::load(&Layers::read(None, environment, [])).unwrap();
+    assert_eq!(config.settings.policy.max_retries, Some(9));
+}
+
+#[test]
+fn what_config_prints_is_a_file_that_gives_the_same_again() {
+    let flags = [("ack_deadline", "5s"), ("max_retries", "unlimited"), ("demo.count", "7"), ("listen", ":9")];
+    let printed = load("", &[], &flags).unwrap().to_string();
+    let again = load(&printed, &[], &[]).unwrap();
+    let values = |config: &Config| config.effective.iter().map(|one| one.value.clone()).collect::<Vec<_>>();
+    assert_eq!(values(&again), values(&load("", &[], &flags).unwrap()));
+    assert_eq!(again.plan.count.unwrap().get(), 7);
+}

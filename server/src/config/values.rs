@@ -112,8 +112,9 @@ pub(super) fn unknown(key: &str, source: &str) -> Option<Problem> {
     if KEYS.iter().any(|known| known.name == key) {
         return None;
     }
-    let distance = |known: &&super::Key| strsim::damerau_levenshtein(known.name, key);
-    let nearest = KEYS.iter().min_by_key(distance).expect("there are keys").name;
+    let likeness = |known: &super::Key| strsim::jaro_winkler(known.name, key);
+    let nearest = KEYS.iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+    let nearest = nearest.expect("there are keys").name;
     Some(Problem {
         what: key.to_owned(),
         source: source.to_owned(),
@@ -178,7 +179,7 @@ pub(super) fn bytes(text: &str) -> Result<u64, String> {
 }
 
 pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("must be a whole number from 0 to 2^{}", 8 * size_of::<T>()))
+    text.parse().map_err(|_| format!("must be a whole number of at most {} bits", 8 * size_of::<T>()))
 }
 
 pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {

@@ -81,7 +81,7 @@ impl Lines {
         let second = at.since(Time::ZERO).as_secs();
         if second > self.second {
             self.say_what_was_left_out();
-            (self.second, self.written) = (second, 0);
+            (self.second, self.written, self.left_out) = (second, 0, 0);
         }
         if self.written >= self.per_second {
             self.left_out += 1;
@@ -98,10 +98,10 @@ impl Lines {
         );
     }
 
-    fn say_what_was_left_out(&mut self) {
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 && self.per_second > 0 {
-            let (topic, subscription) = (&self.topic, &self.subscription);
+    /// Says how many lines were left out since the last that was not.
+    pub fn say_what_was_left_out(&self) {
+        if self.left_out > 0 && self.per_second > 0 {
+            let (topic, subscription, left_out) = (&self.topic, &self.subscription, self.left_out);
             info!(
                 topic,
                 subscription,
@@ -109,11 +109,5 @@ impl Lines {
                 self.per_second
             );
         }
-    }
-}
-
-impl Drop for Lines {
-    fn drop(&mut self) {
-        self.say_what_was_left_out();
     }
 }

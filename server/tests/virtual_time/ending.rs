@@ -47,7 +47,7 @@ async fn draining_waits_for_what_is_outstanding() {
     consumer.delivery().await;
     consumer.delivery().await;
     let server = std::sync::Arc::clone(&memory.server);
-    let drain = tokio::spawn(async move { timed(server.drain(Duration::from_secs(60))).await });
+    let drain = tokio::spawn(async move { timed(server.drain(Duration::from_mins(1))).await });
     tokio::time::sleep(Duration::from_secs(1)).await;
     consumer.ack_message(1).await;
     consumer.ack_message(2).await;
@@ -58,7 +58,7 @@ async fn draining_waits_for_what_is_outstanding() {
 
 #[tokio::test(start_paused = true)]
 async fn draining_gives_up_after_its_timeout_and_what_is_left_is_not_dropped() {
-    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_secs(600)).await;
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
     let mut consumer = memory.consume(Open::default()).await;
     memory.publish(1).await;
     consumer.delivery().await;

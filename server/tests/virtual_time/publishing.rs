@@ -157,8 +157,8 @@ async fn a_publisher_that_never_reads_loses_its_stream_and_stores_nothing_more()
         publisher.send(Kind::DataBatch(DataBatch { messages: messages.clone() })).await;
     }
     settle().await;
-    let published = memory.counts().0.published;
-    assert!((10_000..60_000).contains(&published), "{published}");
+    let stored = memory.counts().0.published;
+    assert!((10_000..60_000).contains(&stored), "{stored}");
     let status = loop {
         match publisher.next().await {
             Ok(Some(Kind::Ack(_))) => {}

@@ -12,6 +12,7 @@ use ackstream::proto::{AckMessage, DataMessage, Nack, Open, Opened, StreamMessag
 use ackstream::server::{Server, Settings};
 use ackstream_core::{Backlog, Counts, Policy};
 use hyper_util::rt::TokioIo;
+use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,16 +52,19 @@ impl Memory {
         Self { server: Arc::new(server), stop: CancellationToken::new() }
     }
 
+    /// A connection of its own, as bytes.
+    pub(crate) fn dial(&self) -> DuplexStream {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(listener::serve_connection(far, self.server.routes(), self.stop.clone()));
+        near
+    }
+
     /// A connection of its own.
     pub(crate) async fn connect(&self) -> Channel {
-        let (routes, stop) = (self.server.routes(), self.stop.clone());
+        let mut near = Some(TokioIo::new(self.dial()));
         let connector = service_fn(move |_: Uri| {
-            let (routes, stop) = (routes.clone(), stop.clone());
-            async move {
-                let (near, far) = tokio::io::duplex(64 << 10);
-                tokio::spawn(listener::serve_connection(far, routes, stop));
-                Ok::<_, std::io::Error>(TokioIo::new(near))
-            }
+            let near = near.take().ok_or(std::io::Error::other("a connection is made once"));
+            async move { near }
         });
         Endpoint::from_static("http://memory").connect_with_connector(connector).await.expect("memory is there")
     }
@@ -150,24 +154,21 @@ impl Conversation {
     }
 
     pub(crate) async fn delivery(&mut self) -> DataMessage {
-        match self.frame().await {
-            Kind::Data(data) => data,
-            other => panic!("a delivery was expected, not {other:?}"),
-        }
+        let frame = self.frame().await;
+        let Kind::Data(data) = frame else { panic!("a delivery was expected, not {frame:?}") };
+        data
     }
 
     pub(crate) async fn ack(&mut self) -> AckMessage {
-        match self.frame().await {
-            Kind::Ack(ack) => ack,
-            other => panic!("an ack was expected, not {other:?}"),
-        }
+        let frame = self.frame().await;
+        let Kind::Ack(ack) = frame else { panic!("an ack was expected, not {frame:?}") };
+        ack
     }
 
     pub(crate) async fn nack(&mut self) -> Nack {
-        match self.frame().await {
-            Kind::Nack(nack) => nack,
-            other => panic!("a nack was expected, not {other:?}"),
-        }
+        let frame = self.frame().await;
+        let Kind::Nack(nack) = frame else { panic!("a nack was expected, not {frame:?}") };
+        nack
     }
 
     pub(crate) async fn ends_ok(&mut self) {

@@ -1,12 +1,12 @@
 //! A subscription beside its model: each input goes to both, and whatever can be seen of the two must be the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _};
 use std::time::Duration;
 
 use ackstream_core::{
-    Attachment, ConsumerId, Delivery, Leave, MAX_DELAY, MAX_DELIVERY, MessageId, Nack, Policy, Refusal, Subscription,
-    Time, WAKE_PATIENCE,
+    Attachment, ConsumerId, Delivery, Leave, MAX_DELAY, MAX_DELIVERY, MessageId, Nack, Outcome, Policy, Refusal,
+    Subscription, Time, WAKE_PATIENCE,
 };
 
 use crate::model::{Model, Nanos, nanos};
@@ -52,6 +52,10 @@ pub(crate) struct Checked {
     model: Model,
     demands: BTreeMap<ConsumerId, Demand>,
     next_turn: u64,
+    /// Every consumer that ever attached.
+    attached: BTreeSet<ConsumerId>,
+    /// When somebody was woken, or a message was handed over, for the last time.
+    moved_at: Nanos,
     /// Since when a message is on offer to a consumer that waits for it, and nobody was woken and nothing was handed over.
     stalled_since: Option<Nanos>,
     /// Who was woken by the last call.
@@ -71,6 +75,8 @@ impl Checked {
             model: Model::new(policy),
             demands: BTreeMap::new(),
             next_turn: 0,
+            attached: BTreeSet::new(),
+            moved_at: 0,
             stalled_since: None,
             woken: Vec::new(),
             history: DefaultHasher::new(),
@@ -89,6 +95,7 @@ impl Checked {
         let answer = match *input {
             Input::Attach(attachment) => {
                 let consumer = self.core.attach(attachment, at);
+                assert!(self.attached.insert(consumer), "{consumer:?} was given twice");
                 self.model.attach(consumer, attachment);
                 self.demands.insert(consumer, Demand::Busy);
                 Answer::Attached(consumer)
@@ -125,9 +132,10 @@ impl Checked {
                 Answer::Nothing
             }
         };
-        self.compare();
+        let moved_before = self.moved_at;
+        let events = self.compare();
         if matches!(input, Input::Advance) {
-            self.check_that_advancing_helps(stalled);
+            self.check_advance(events, moved_before, stalled);
         }
         answer
     }
@@ -185,7 +193,7 @@ impl Checked {
                 (Some(_), _) => Demand::Busy,
                 (None, Demand::Waiting { turn }) if offer.is_none() => Demand::Waiting { turn },
                 (None, _) if offer.is_some() => Demand::Waiting { turn: None },
-                (None, Demand::Busy | Demand::Woken | Demand::Waiting { .. }) => {
+                (None, Demand::Busy | Demand::Waiting { .. } | Demand::Woken) => {
                     self.next_turn += 1;
                     Demand::Waiting { turn: Some(self.next_turn) }
                 }
@@ -200,8 +208,8 @@ impl Checked {
         delivery
     }
 
-    /// Everything that can be seen from outside after a call.
-    fn compare(&mut self) {
+    /// Everything that can be seen from outside after a call; returns how many events it told.
+    fn compare(&mut self) -> usize {
         let told = self.recorder.take();
         let expected = self.model.take_told();
         if self.talks {
@@ -245,10 +253,11 @@ impl Checked {
 
         let sent = told.iter().any(|event| matches!(event.what, What::Sent { .. }));
         self.compare_wakes(sent);
-        let waiting = self.demands.values().filter(|demand| matches!(demand, Demand::Waiting { .. })).count();
+        let waiting = self.waiting().count();
         let (for_messages, for_room) = self.core.waiting_and_full();
         assert_eq!(for_messages + for_room, waiting, "consumers that asked in vain (core | model)");
         self.compare_next_due();
+        told.len()
     }
 
     /// Who is woken was waiting, is served if it comes, and is woken in its turn; as many are awake as there are messages to take.
@@ -261,7 +270,7 @@ impl Checked {
             };
             let earlier = self.demands.iter().find(|(_, demand)| match (demand, turn) {
                 (Demand::Waiting { turn: Some(other) }, Some(turn)) => *other < turn,
-                (Demand::Waiting { .. } | Demand::Busy | Demand::Woken, _) => false,
+                (Demand::Busy | Demand::Waiting { .. } | Demand::Woken, _) => false,
             });
             assert!(earlier.is_none(), "{consumer:?} is woken, but it was the turn of {earlier:?}");
             self.woken.push(consumer);
@@ -272,30 +281,27 @@ impl Checked {
         assert!(self.woken.is_empty() || offer.is_some(), "{:?} woken, but nothing is on offer", self.woken);
         assert!(self.woken.len() as u64 <= ready, "{:?} woken for {ready} messages", self.woken);
 
-        let waits = offer.and_then(|id| {
-            let mut waiting = self.demands.iter().filter(|(_, demand)| matches!(demand, Demand::Waiting { .. }));
-            waiting.find(|&(&consumer, _)| self.model.has_room(consumer, id)).map(|(&consumer, _)| consumer)
-        });
+        let now = self.model.now();
+        let moved = sent || !self.woken.is_empty();
+        if moved {
+            self.moved_at = now;
+        }
+        let waits = offer.and_then(|id| self.waiting().find(|&consumer| self.model.has_room(consumer, id)));
         let Some(consumer) = waits else {
             self.stalled_since = None;
             return;
         };
-        let awake = self.demands.values().filter(|&&demand| demand == Demand::Woken).count() as u64;
+        let awake = self.awake();
         assert!(
             awake >= ready,
             "{ready} messages are ready, {consumer:?} waits with room for message {offer:?}, but {awake} are awake"
         );
-        let moved = sent || !self.woken.is_empty();
-        let now = self.model.now();
         self.stalled_since = if moved { Some(now) } else { self.stalled_since.or(Some(now)) };
     }
 
     /// The core is called in time for whatever happens next, and for nothing else.
     fn compare_next_due(&self) {
-        let (due, effect) = (self.next_due(), self.model.next_effect());
-        if let Some(effect) = effect {
-            assert!(due.is_some_and(|due| due <= effect), "next_due is {due:?}, but an effect is due at {effect}");
-        }
+        let due = self.next_due();
         if let Some(stalled) = self.stalled_since {
             let at_the_latest = stalled + nanos(WAKE_PATIENCE);
             assert!(
@@ -303,20 +309,34 @@ impl Checked {
                 "next_due is {due:?}, but somebody else must be woken at {at_the_latest}"
             );
         }
-        let somebody = |wanted: fn(&Demand) -> bool| self.demands.values().any(wanted);
-        let patience = self.model.on_offer().is_some()
-            && somebody(|demand| *demand == Demand::Woken)
-            && somebody(|demand| matches!(demand, Demand::Waiting { .. }));
-        assert!(due == effect || patience, "next_due is {due:?}, but the next effect is due at {effect:?}");
+        let effect = self.model.next_effect();
+        let counts_on_somebody = self.model.on_offer().is_some() && self.awake() > 0 && self.waiting().next().is_some();
+        let patience = counts_on_somebody.then(|| self.moved_at + nanos(WAKE_PATIENCE));
+        assert!(
+            due == effect || due == effect.into_iter().chain(patience).min(),
+            "next_due is {due:?}, but an effect is due at {effect:?}, and patience ends at {patience:?}"
+        );
     }
 
-    fn check_that_advancing_helps(&mut self, stalled: Option<Nanos>) {
+    fn awake(&self) -> u64 {
+        self.demands.values().filter(|&&demand| demand == Demand::Woken).count() as u64
+    }
+
+    fn waiting(&self) -> impl Iterator<Item = ConsumerId> {
+        let waiting = self.demands.iter().filter(|(_, demand)| matches!(demand, Demand::Waiting { .. }));
+        waiting.map(|(&consumer, _)| consumer)
+    }
+
+    /// The timer has fired: what was due has happened, and who waits for too long is woken, but not earlier.
+    fn check_advance(&mut self, events: usize, moved_before: Nanos, stalled: Option<Nanos>) {
         let now = self.model.now();
-        if !self.model.is_behind() {
-            let due = self.next_due();
-            assert!(due.is_none_or(|due| due > now), "next_due is {due:?} right after advance({now})");
+        let patience = nanos(WAKE_PATIENCE);
+        let due = self.next_due();
+        assert!(self.model.is_behind() || due.is_none_or(|due| due > now), "next_due is {due:?} after advance({now})");
+        if events == 0 && !self.woken.is_empty() {
+            assert!(now >= moved_before + patience, "{:?} are woken without patience", self.woken);
         }
-        if stalled.is_some_and(|since| now >= since + nanos(WAKE_PATIENCE)) {
+        if stalled.is_some_and(|since| now >= since + patience) {
             let helped = !self.woken.is_empty() || self.stalled_since.is_none();
             assert!(helped, "nobody came since {stalled:?}, but advance({now}) wakes nobody else");
             self.statistics.count("impatient wakes");
@@ -326,6 +346,13 @@ impl Checked {
     fn count_bounds(&mut self, told: &[Told]) {
         if self.model.is_behind() {
             self.statistics.count("mass expiries");
+            let given_back = told.windows(2).filter(|pair| match (&pair[0].what, &pair[1].what) {
+                (What::Ended { outcome, .. }, What::Requeued { delay, .. }) => {
+                    matches!(outcome, Outcome::Nacked | Outcome::Released) && delay.is_zero()
+                }
+                (_, _) => false,
+            });
+            self.statistics.add("given back while behind", given_back.count() as u64);
         }
         for event in told {
             if let What::Extended { deadline, message } = &event.what

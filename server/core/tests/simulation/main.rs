@@ -30,7 +30,7 @@ use statistics::Statistics;
 use world::{Outcome, World};
 
 /// About ten seconds on one slow core, without optimization.
-const DEFAULT_SEEDS: u64 = 600;
+const DEFAULT_SEEDS: u64 = 400;
 
 #[test]
 fn the_core_does_what_the_model_says_and_settles_everything_once_the_faults_stop() {

@@ -33,7 +33,7 @@ pub(crate) struct Model {
     /// Ready and never delivered.
     first: BTreeSet<u64>,
     /// Ready for redelivery, in the order in which they became due.
-    again: Vec<u64>,
+    again: Vec<Again>,
     /// Everything that waits for an instant, in the order in which it comes.
     agenda: BTreeSet<Appointment>,
     hand_overs: u64,
@@ -69,6 +69,14 @@ struct Outstanding {
     sent_at: Nanos,
     deadline: Nanos,
     moved: bool,
+}
+
+/// A message that is ready for redelivery.
+#[derive(Clone, Copy)]
+struct Again {
+    id: u64,
+    /// When an input made it ready; `None` where time did.
+    given_back: Option<Nanos>,
 }
 
 /// At the same instant come first the deadlines that nobody moved, in the order of hand-over, then all else in the order of ids.
@@ -294,16 +302,19 @@ impl Model {
     }
 
     /// The message that whoever asks is given, if it has room: the first of the redeliveries, else the oldest message. While effects
-    /// are untold there is none on offer but a redelivery that was told, as one of the others may have to go first.
+    /// are untold, it is on offer only where none of them can bring one that goes first.
     pub(crate) fn on_offer(&self) -> Option<u64> {
-        if self.draining {
-            return None;
-        }
-        match self.again.first() {
-            Some(&id) => (!self.untold.iter().any(|effect| effect.id == id)).then_some(id),
-            None if self.is_behind() => None,
-            None => self.first.first().copied(),
-        }
+        let withheld = self.draining || self.is_behind() && self.may_come_after_the_untold();
+        let offer = self.again.first().map(|again| again.id).or_else(|| self.first.first().copied());
+        offer.filter(|_| !withheld)
+    }
+
+    fn may_come_after_the_untold(&self) -> bool {
+        let Some(next) = self.next_effect() else { return false };
+        self.again.first().is_none_or(|again| match again.given_back {
+            Some(at) => next <= at,
+            None => self.untold.iter().any(|effect| effect.id == again.id),
+        })
     }
 
     /// Whether the consumer is attached and its window has room for the message. A delivery that has expired fills the window until
@@ -443,10 +454,11 @@ impl Model {
     fn put(&mut self, id: u64, state: State) {
         let message = self.messages.get_mut(&id).expect("only an unsettled message has a state");
         let before = std::mem::replace(&mut message.state, state);
+        let by_time = matches!(before, State::Delayed { .. }) || message.last_outcome == Some(Outcome::Expired);
         self.leave(id, before);
         match appointment(id, state) {
             Some(appointment) => _ = self.agenda.insert(appointment),
-            None => self.again.push(id),
+            None => self.again.push(Again { id, given_back: (!by_time).then_some(self.now) }),
         }
     }
 
@@ -460,7 +472,7 @@ impl Model {
             Some(appointment) => _ = self.agenda.remove(&appointment),
             None if self.first.remove(&id) => {}
             None => {
-                let place = self.again.iter().position(|&other| other == id).expect("a ready message is in a queue");
+                let place = self.again.iter().position(|again| again.id == id).expect("a ready message is in a queue");
                 self.again.remove(place);
             }
         }

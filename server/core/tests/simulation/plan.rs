@@ -25,6 +25,8 @@ pub(crate) enum Action {
     Jump,
     /// The timer fires, whether it is time or not.
     Advance,
+    /// More deliveries expire together than one pass applies.
+    Storm,
     /// A subscription drains.
     Drain,
 }
@@ -177,7 +179,7 @@ impl Plan {
 
     /// More deliveries expire together than one pass applies, and inputs come while passes are behind.
     fn make_massive(&mut self, rng: &mut Rng) {
-        self.steps = 150;
+        self.steps = 60;
         self.policies.truncate(1);
         self.policies[0].max_backlog_messages = 6_000;
         self.policies[0].max_backlog_bytes = 1 << 30;
@@ -189,6 +191,7 @@ impl Plan {
             (Action::Meddle, 40),
             (Action::Wait, 10),
             (Action::Jump, 3),
+            (Action::Storm, 10),
         ];
         self.manners = vec![Manner::Silent, Manner::Silent, Manner::Nacker, Manner::Extender, Manner::Careless];
         self.punctualities = vec![Punctuality::InTime, Punctuality::Never, Punctuality::Never];
@@ -199,7 +202,7 @@ impl Plan {
             Window { max_messages: 10_000, max_bytes: 5_000 },
             Window { max_messages: 5, max_bytes: 1 << 26 },
         ];
-        self.burst = rng.u64(1_500..5_000);
+        self.burst = rng.u64(1_500..4_500);
         self.greed = 4_000;
         self.max_consumers = 4;
     }

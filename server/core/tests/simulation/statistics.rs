@@ -8,7 +8,7 @@ use ackstream_core::{DropReason, IgnoreReason, Leave, Outcome, Refusal, Verb};
 use crate::told::{Told, What};
 
 /// All that must have happened at least once in a run of the default length.
-const MUST_HAPPEN: [&str; 45] = [
+const MUST_HAPPEN: [&str; 46] = [
     "published",
     "refused: too many messages",
     "refused: too many bytes",
@@ -49,6 +49,7 @@ const MUST_HAPPEN: [&str; 45] = [
     "impatient wakes",
     "mass expiries",
     "asked in vain while behind",
+    "given back while behind",
     "clock jumps",
     "inputs from the past",
     "advanced in time",
@@ -66,7 +67,9 @@ impl Statistics {
     }
 
     pub(crate) fn add(&mut self, name: &'static str, times: u64) {
-        *self.0.entry(name).or_default() += times;
+        if times > 0 {
+            *self.0.entry(name).or_default() += times;
+        }
     }
 
     pub(crate) fn merge(&mut self, other: &Self) {

@@ -164,6 +164,7 @@ impl World {
                 self.wait(length, punctuality);
             }
             Action::Advance => self.advance(lane),
+            Action::Storm => self.storm(lane),
             Action::Drain => _ = self.apply(lane, &Input::Drain),
         }
     }
@@ -269,7 +270,11 @@ impl World {
         if !actors.iter().any(|actor| actor.id == consumer) {
             self.statistics.count("inputs of consumers that had left");
         }
-        let unsettled: Vec<_> = checked.model().unsettled().take(5_000).collect();
+        let model = checked.model();
+        let mut unsettled: Vec<_> = model.unsettled().collect();
+        if self.rng.bool() {
+            unsettled.retain(|&id| model.outstanding(id).is_some());
+        }
         let last = self.published;
         let id = match self.rng.u32(0..10) {
             0 => pick(&mut self.rng, &[0, last + 1, last + 65, u64::MAX]),
@@ -277,7 +282,7 @@ impl World {
             _ if unsettled.is_empty() => last,
             _ => pick(&mut self.rng, &unsettled),
         };
-        let outstanding = checked.model().outstanding(id);
+        let outstanding = model.outstanding(id);
         let right = outstanding.map_or(1, |(_, attempt)| attempt);
         let attempts =
             [None, None, Some(0), Some(right), Some(right), Some(right - 1), Some(right + 1), Some(u32::MAX)];
@@ -293,6 +298,40 @@ impl World {
             _ => Input::Ack { id, attempt: None },
         };
         self.apply(lane, &input);
+    }
+
+    /// One consumer hoards, another has just taken some more when all that was hoarded expires together. The timer does not come; the
+    /// other consumer does.
+    fn storm(&mut self, lane: usize) {
+        let window = Window { max_messages: u32::MAX, max_bytes: u64::MAX };
+        let attachment = Attachment { window, auto_ack: false };
+        let half = nanos(self.plan.policies[lane].ack_deadline) / 2;
+        let hoarder = self.connect(lane, attachment, Manner::Silent);
+        for _ in 0..self.plan.burst {
+            self.publish();
+        }
+        while self.ask(lane, hoarder).is_some() {}
+        self.clock += half;
+        let other = self.connect(lane, attachment, Manner::Careless);
+        let first = self.lanes[lane].actors.len() - 2;
+        for _ in 0..10 {
+            self.publish();
+            self.ask(lane, other);
+        }
+        self.clock += half;
+        for _ in 0..3 {
+            let actor = self.rng.usize(first..first + 2);
+            let speaker = self.lanes[lane].actors[actor].id;
+            let nack = self.any_nack(lane, speaker);
+            let extension = self.any_extension(lane, speaker);
+            self.say_something(lane, actor, &[nack.clone(), nack, extension, Input::Ack { id: 0, attempt: None }]);
+        }
+        if self.rng.bool() {
+            self.lanes[lane].actors.pop();
+            let leave = pick(&mut self.rng, &[Leave::Clean, Leave::Broken]);
+            self.apply(lane, &Input::Detach(other, leave));
+        }
+        while self.rng.u32(0..3_000) > 0 && self.ask(lane, hoarder).is_some() {}
     }
 
     // ---- time
@@ -471,7 +510,11 @@ impl World {
     }
 
     fn let_the_woken_come(&mut self) {
+        let unsettled: usize = self.lanes.iter().map(|lane| lane.checked.model().unsettled().count()).sum();
+        let mut comings_left = 100 + 10 * unsettled;
         while let Some((lane, consumer)) = self.coming.pop_front() {
+            assert!(comings_left > 0, "wakes without end: {consumer:?} is woken again and again");
+            comings_left -= 1;
             if self.lanes[lane].checked.is_awaited(consumer) {
                 self.ask(lane, consumer);
             }

@@ -1,0 +1,86 @@
+"""What can go wrong, as one small tree.
+
+AckstreamError
+├── ServerUnreachable   no server could be had within `connect_timeout`                   a retry helps, later
+├── StreamRefused       the server says that this client is wrong: unknown topic, ...     a retry does not help
+├── StreamEnded         the server has finished, or this client was closed, before a
+│                       publish had its answer: it may be stored                          a retry helps where a server
+is left └── PublishRefused      the server did not take one publish: nothing of it is stored      `retryable` says
+
+Reject                  no error: raised by a handler to give its message up
+"""
+
+from collections.abc import Mapping
+
+import grpc
+
+__all__ = ["AckstreamError", "PublishRefused", "Reject", "ServerUnreachable", "StreamEnded", "StreamRefused"]
+
+
+class AckstreamError(Exception):
+    """What every error of this library is.
+
+    Attributes:
+        retryable: Whether the same call can succeed later, with nothing changed.
+    """
+
+    retryable: bool = False
+
+
+class ServerUnreachable(AckstreamError):
+    """No server could be had for `connect_timeout` seconds. A retry helps, later.
+
+    The text ends with what the last attempt met. Publishes without an answer fail with it too, and may be stored all
+    the same.
+    """
+
+    retryable = True
+
+
+class StreamRefused(AckstreamError):
+    """The server ended the stream with an error of the client, for example NOT_FOUND for a topic that it does not have.
+
+    A retry does not help: something has to be changed first.
+
+    Attributes:
+        code: The gRPC status code with which the stream ended.
+    """
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(f"{code.name}: {sentence}")
+        self.code = code
+
+
+class StreamEnded(AckstreamError):
+    """The stream came to its regular end before a publish had its answer: it may be stored, or not.
+
+    A retry helps where a server is left, and may store the message twice.
+    """
+
+    retryable = True
+
+
+class PublishRefused(AckstreamError):
+    """The server did not accept a publish, and stored nothing of it.
+
+    Attributes:
+        code: RESOURCE_EXHAUSTED (a backlog is full: retry later), UNAVAILABLE (the server is draining: retry
+            elsewhere), or INVALID_ARGUMENT (too large or invalid: a retry does not help).
+        retryable: Whether a retry helps; see `code`.
+        position: Which message of `publish_many` it was, from 0; 0 for `publish`.
+        accepted: The ids of those messages of `publish_many` that were accepted, by their position.
+    """
+
+    def __init__(self, code: grpc.StatusCode, sentence: str) -> None:
+        super().__init__(f"{code.name}: {sentence}")
+        self.code = code
+        self.retryable = code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+        self.position = 0
+        self.accepted: Mapping[int, int] = {}
+
+
+class Reject(Exception):
+    """Raised by a handler to give its message up at once, whatever retries are left (a nack with `drop`).
+
+    The server drops the message, with the reason "rejected", into the dead-letter topic where one is set.
+    """

@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""The demo consumer: says what it receives, and drops, nacks, fails and delays some of it on purpose.
+
+    python client.py --drop-rate 0.3 --seed 7
+
+It shows what the server does about it: what is not acked comes again, at most as often as the subscription allows.
+`python client.py --help` lists its options and exit codes.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+import ackstream
+from client_options import BadOptions, Options, parse_options
+
+PREFIX = "[PYTHON CLIENT]"
+
+EXIT_USAGE = 64
+EXIT_UNAVAILABLE = 69
+EXIT_BUG = 70
+
+WINDOW = 1_000
+"""Messages that are held at the same time."""
+
+GRACE = 1.0
+"""Seconds that handlers have after SIGINT or SIGTERM."""
+
+MAX_SHOWN = 200
+"""Characters of a payload that are printed."""
+
+MAX_REMEMBERED = 100_000
+"""Acked messages that are remembered, to tell which come twice."""
+
+GREEN, RED, YELLOW, PLAIN = "\033[32m", "\033[31m", "\033[33m", ""
+
+
+def main() -> int:
+    """Runs the consumer and returns the exit code."""
+    try:
+        options = parse_options(sys.argv[1:], os.environ)
+    except BadOptions as error:
+        for problem in error.problems:
+            print(f"{PREFIX} {problem}", file=sys.stderr)
+        return EXIT_USAGE
+    logging.basicConfig(format=f"{PREFIX} %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("ackstream").addFilter(lambda record: not is_on_purpose(record))
+    try:
+        return asyncio.run(Demo(options).run())
+    except Exception:  # noqa: BLE001 - the last resort, with its own exit code
+        traceback.print_exc()
+        return EXIT_BUG
+
+
+class FailedOnPurpose(Exception):
+    """What the handler raises where the options ask for a failure."""
+
+
+@dataclass
+class Tally:
+    """What the closing summary says."""
+
+    deliveries: int = 0
+    messages: int = 0
+    acked: int = 0
+    dropped: int = 0
+    nacked: int = 0
+    failed: int = 0
+    seen_twice: int = 0
+    discarded: int = 0
+    remembered: OrderedDict[tuple[int, int], bool] = field(default_factory=OrderedDict)
+    """Whether a message was acked, by its epoch and id: after a restart of the server an id means another message."""
+
+    def receive(self, key: tuple[int, int]) -> None:
+        """Counts a delivery."""
+        self.deliveries += 1
+        self.messages += key not in self.remembered
+        self.seen_twice += self.remembered.setdefault(key, False)
+        if len(self.remembered) > MAX_REMEMBERED:
+            self.remembered.popitem(last=False)
+
+    def ack(self, key: tuple[int, int]) -> None:
+        """Counts an ack."""
+        self.acked += 1
+        self.remembered[key] = True
+
+    def __str__(self) -> str:
+        text = (
+            f"Received {self.deliveries} deliveries of {self.messages} messages: {self.acked} acked, "
+            f"{self.dropped} dropped on purpose, {self.nacked} nacked, {self.failed} failed, "
+            f"{self.seen_twice} seen twice"
+        )
+        return f"{text}, {self.discarded} answer(s) discarded" if self.discarded else text
+
+
+class Demo:
+    """One run of the demo consumer."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
+        self.tally = Tally()
+        self.output = Output()
+        self.epoch = 0
+        """The server's present life; a delivery of an earlier one can be answered no more."""
+
+    async def run(self) -> int:
+        """Consumes until the server has finished or a signal comes; returns the exit code."""
+        options = self.options
+        say = self.output.say
+        say(f"Connecting to {options.target}, topic {options.topic}, subscription {options.subscription}")
+        say(f"Dropping {options.drop_rate * 100:g} % on purpose; --seed {self.seed} tells the same story again")
+        async with ackstream.connect(options.target, connect_timeout=options.connect_timeout) as client:
+            consumer = client.consume(
+                options.topic, options.subscription, max_outstanding_messages=WINDOW, on_event=self.on_event
+            )
+
+            def leave() -> None:
+                consumer.stop(GRACE)
+
+            def leave_on_signal() -> None:
+                say("Leaving: what has no answer goes back to the subscription")
+                leave()
+
+            self.output.on_closed = leave
+            for name in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(name, leave_on_signal)
+            try:
+                await consumer.run(self.handle, concurrency=WINDOW)
+            except ackstream.StreamRefused as error:
+                say(f"The server refused this consumer: {printable(str(error))}", RED)
+                code = EXIT_USAGE if error.code in WRONG_NAME else EXIT_UNAVAILABLE
+            except ackstream.ServerUnreachable as error:
+                say(f"No server: {printable(str(error))}", RED)
+                code = EXIT_UNAVAILABLE
+            else:
+                say("The stream has ended")
+                code = 0
+        say(str(self.tally))
+        return code
+
+    async def handle(self, delivery: ackstream.Delivery) -> None:
+        """Receives one delivery and answers it, or not, as the seed decides."""
+        say, tally = self.output.say, self.tally
+        key = (delivery.epoch, delivery.id)
+        again = f" again (attempt {delivery.attempt})" if delivery.attempt > 1 else ""
+        tally.receive(key)
+        say(f"Received message {delivery.id}{again}: {shown(delivery.payload)}")
+        if self.options.delay:
+            await asyncio.sleep(self.options.delay)
+        if delivery.epoch != self.epoch:
+            delivery.ack()  # which the library discards, and says so
+            return
+        match self.decide(delivery.id, delivery.attempt):
+            case "ack":
+                delivery.ack()
+                tally.ack(key)
+                say(f"Sent ACK for message {delivery.id}", GREEN)
+            case "drop":
+                delivery.leave()
+                tally.dropped += 1
+                say(f"Dropped message {delivery.id} on purpose: it gets no answer", YELLOW)
+            case "nack":
+                delivery.nack()
+                tally.nacked += 1
+                say(f"Sent NACK for message {delivery.id}", YELLOW)
+            case "fail":
+                tally.failed += 1
+                say(f"Failed on message {delivery.id} on purpose: it is nacked", RED)
+                raise FailedOnPurpose
+
+    def decide(self, message_id: int, attempt: int) -> str:
+        """Returns "ack", "drop", "nack" or "fail", always the same for the same seed, message and attempt."""
+        options = self.options
+        if share(f"poison {self.seed} {message_id}") < options.poison_rate:
+            return "fail"
+        draw = share(f"attempt {self.seed} {message_id} {attempt}")
+        for rate, decision in ((options.drop_rate, "drop"), (options.nack_rate, "nack"), (options.fail_rate, "fail")):
+            if draw < rate:
+                return decision
+            draw -= rate
+        return "ack"
+
+    def on_event(self, event: ackstream.StreamEvent) -> None:
+        """Says what happens to the stream."""
+        match event:
+            case ackstream.StreamOpened():
+                self.epoch = event.epoch
+                retries = "unlimited" if event.max_retries is None else event.max_retries
+                what = "Reconnected" if event.reconnected else "Connected"
+                self.output.say(
+                    f"{what} to {event.target} (version {printable(event.server_version)}, "
+                    f"ack deadline {event.ack_deadline:g}s, retries: {retries})"
+                )
+            case ackstream.StreamLost():
+                reason = printable(event.reason)
+                self.output.say(
+                    f"No stream to {event.target} ({reason}); trying again in {event.retry_in:.1f}s", YELLOW
+                )
+            case ackstream.AnswersDiscarded():
+                self.tally.discarded += event.count
+                self.output.say(f"Discarded {event.count} answer(s) to messages of the server's earlier life", YELLOW)
+
+
+WRONG_NAME = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
+"""Statuses that mean a wrong --topic or --subscription."""
+
+
+class Output:
+    """Lines on stdout; none, and a call of `on_closed`, when nobody reads them any more."""
+
+    def __init__(self) -> None:
+        self.on_closed: Callable[[], object] = lambda: None
+        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    def say(self, line: str, colour: str = PLAIN) -> None:
+        """Prints one line, at once."""
+        if self._colour and colour:
+            line = f"{colour}{line}\033[0m"
+        try:
+            # ASCII where the terminal knows no more; a failing print would fail the message.
+            encoding = sys.stdout.encoding or "ascii"
+            print(PREFIX, line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        except BrokenPipeError:
+            # The interpreter flushes stdout when it ends: let it be into nothing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.on_closed()
+
+
+def share(text: str) -> float:
+    """Returns a number from 0 up to 1, evenly spread, that depends on the text alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
+
+
+def shown(payload: bytes) -> str:
+    """Returns a payload as one line of text: cut, and without anything that a terminal would act on."""
+    # A character of UTF-8 has at most 4 bytes.
+    text = payload[: MAX_SHOWN * 4].decode("utf-8", "backslashreplace")
+    return printable(text[:MAX_SHOWN]) + (f"... ({len(payload):,} bytes)" if len(text) > MAX_SHOWN else "")
+
+
+def printable(text: str) -> str:
+    """Returns the text with control characters, line ends and the like written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def is_on_purpose(record: logging.LogRecord) -> bool:
+    """Says whether a log record is about a failure that the options asked for: it has its line already."""
+    return bool(record.exc_info) and isinstance(record.exc_info, tuple) and record.exc_info[0] is FailedOnPurpose
+
+
+if __name__ == "__main__":
+    sys.exit(main())
