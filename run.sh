@@ -53,6 +53,7 @@ fi
 set -m
 server=
 client=
+# shellcheck disable=SC2329 # the trap below calls it
 stop() {
   trap '' INT TERM HUP
   [ -z "$client" ] || kill -TERM "$client" 2>/dev/null || true

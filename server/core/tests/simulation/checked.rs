@@ -118,6 +118,8 @@ impl Checked {
                 Answer::Nothing
             }
             Input::Extend { consumer, id, attempt, length } => {
+                // No rule orders a deadline that is moved to this very instant among effects that were due now and are untold.
+                let length = if self.model.is_behind() { length.max(Duration::from_nanos(1)) } else { length };
                 self.core.extend(consumer, MessageId(id), attempt, length, at);
                 self.model.extend(consumer, id, attempt, length);
                 Answer::Nothing

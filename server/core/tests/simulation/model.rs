@@ -297,24 +297,28 @@ impl Model {
 
     /// When something happens by itself; an instant that has passed while something is untold.
     pub(crate) fn next_effect(&self) -> Option<Nanos> {
-        let untold = self.untold.front().and_then(|effect| effect.events.first()).map(|told| told.at.as_nanos());
-        untold.or_else(|| self.agenda.first().map(|next| next.due))
+        self.untold_since().or_else(|| self.agenda.first().map(|next| next.due))
     }
 
-    /// The message that whoever asks is given, if it has room: the first of the redeliveries, else the oldest message. While effects
-    /// are untold, it is on offer only where none of them can bring one that goes first.
+    /// The message that whoever asks is given, if it has room: the first of the redeliveries, else the oldest message. While the core
+    /// is behind, it is on offer only where nothing untold can bring one that goes first.
     pub(crate) fn on_offer(&self) -> Option<u64> {
-        let withheld = self.draining || self.is_behind() && self.may_come_after_the_untold();
-        let offer = self.again.first().map(|again| again.id).or_else(|| self.first.first().copied());
-        offer.filter(|_| !withheld)
+        let (offer, withheld) = match self.again.first() {
+            Some(again) => (again.id, self.may_come_after_the_untold(*again)),
+            None => (self.first.first().copied()?, self.is_behind()),
+        };
+        (!self.draining && !withheld).then_some(offer)
     }
 
-    fn may_come_after_the_untold(&self) -> bool {
-        let Some(next) = self.next_effect() else { return false };
-        self.again.first().is_none_or(|again| match again.given_back {
-            Some(at) => next <= at,
+    fn may_come_after_the_untold(&self, again: Again) -> bool {
+        match again.given_back {
+            Some(at) => self.untold_since().is_some_and(|since| since <= at),
             None => self.untold.iter().any(|effect| effect.id == again.id),
-        })
+        }
+    }
+
+    fn untold_since(&self) -> Option<Nanos> {
+        self.untold.front().and_then(|effect| effect.events.first()).map(|told| told.at.as_nanos())
     }
 
     /// Whether the consumer is attached and its window has room for the message. A delivery that has expired fills the window until

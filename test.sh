@@ -1,0 +1,146 @@
+#!/usr/bin/env bash
+# Every check. Prints a line for each step, goes on after a failure, and ends with 0 only where nothing failed.
+#
+#   ./test.sh            all steps
+#   ./test.sh --list     their names
+#   ./test.sh NAME...    these steps alone, for example: ./test.sh clippy pytest
+#
+# It installs what it needs, under target/ and through cargo and pip. What is missing on the machine is skipped by name.
+set -uo pipefail
+cd "$(dirname "$0")" || exit 70
+
+work=$PWD/target/checks # virtual environments, logs
+logs=$work/logs
+venv=$work/venv
+binary=${CARGO_TARGET_DIR:-$PWD/target}/release/ackstream
+python_sources="python-client"
+
+# ---- the steps, in their order
+
+steps=(format clippy rustdoc rust release venv stubs ruff mypy pytest buf shellcheck wheel run)
+
+step_format() { cargo fmt --all --check; }
+
+step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
+
+# Rules, simulation, the whole service in virtual time, configuration, the binary.
+step_rust() { cargo test --workspace --locked; }
+
+step_release() { cargo build --release --locked --bin ackstream; }
+
+# Third-party packages by hash, for the client and for its checks.
+step_venv() {
+  local wanted="$work/requirements.txt"
+  mkdir -p "$work"
+  cat python-client/requirements.txt python-client/requirements-dev.txt >"$wanted.new"
+  if [ ! -x "$venv/bin/python" ] || ! cmp -s "$wanted.new" "$wanted"; then
+    "$(python)" -m venv --clear "$venv" || return
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+      -r python-client/requirements.txt -r python-client/requirements-dev.txt || return
+  fi
+  mv "$wanted.new" "$wanted"
+  "$venv/bin/python" --version
+}
+
+# What is committed is what the proto makes.
+step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
+
+step_ruff() { (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .); }
+
+step_mypy() { (cd $python_sources && "$venv/bin/mypy"); }
+
+# The library, the demo client, and both against the real server.
+step_pytest() { (cd $python_sources && ACKSTREAM_BIN="$binary" "$venv/bin/python" -m pytest -q); }
+
+step_buf() { "$venv/bin/buf" lint; }
+
+step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh .ci/run; }
+
+# What people install: built, put into an empty environment, imported, and typed for its users.
+step_wheel() {
+  rm -rf "$work/wheel" && mkdir -p "$work/wheel" || return
+  "$venv/bin/python" -m build --no-isolation --wheel --outdir "$work/wheel" python-client || return
+  "$(python)" -m venv "$work/wheel/venv" || return
+  "$work/wheel/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$work"/wheel/*.whl || return
+  (cd "$work/wheel" &&
+    ./venv/bin/python -c 'import ackstream; print("imported", ackstream.__file__)' &&
+    printf 'import ackstream\n\n\nasync def handle(delivery: ackstream.Delivery) -> None:\n    reveal_type(delivery.payload)\n' >user.py &&
+    "$venv/bin/mypy" --strict --python-executable ./venv/bin/python user.py | tee typed &&
+    grep -q 'Revealed type is "bytes"' typed)
+}
+
+# The story in a terminal, told and told right.
+step_run() {
+  local said=$work/run.log line
+  ACKSTREAM_CLIENT_TARGET=localhost:$1 ./run.sh 5 --listen "127.0.0.1:$1" --interval 50ms >"$said" 2>&1 || { cat "$said"; return 1; }
+  for line in "[RUST SERVER] Starting gRPC server on 127.0.0.1:$1" "[RUST SERVER] Will send 5 messages at 50ms intervals" \
+    "[RUST SERVER] Sent message 1/5" "[PYTHON CLIENT] Received message 1: Message 1" \
+    "[RUST SERVER] All messages completed, stopping retry handler"; do
+    grep -qF "$line" "$said" || { cat "$said"; echo "run.sh did not say: $line"; return 1; }
+  done
+  grep -E '5 published = [0-9]+ acked \+ [0-9]+ dropped \+ 0 left' "$said"
+}
+
+# ---- running them
+
+# A Python of 3.11 or newer.
+python() {
+  local name
+  for name in "${PYTHON:-}" python3 python3.14 python3.13 python3.12 python3.11; do
+    [ -n "$name" ] && "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && command -v "$name" && return
+  done
+  return 1
+}
+
+# A port that is free now, for the one step that needs to know it beforehand.
+free_port() { "$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+# Why a step cannot run here; nothing where it can.
+obstacle() {
+  case $1 in
+    format | clippy | rustdoc | rust | release) command -v cargo >/dev/null || echo "no cargo" ;;
+    venv) python >/dev/null || echo "no Python 3.11 or newer with venv" ;;
+    *) [ -x "$venv/bin/python" ] || echo "no virtual environment" ;;
+  esac
+}
+
+if [ "${1:-}" = --list ]; then
+  printf '%s\n' "${steps[@]}"
+  exit 0
+fi
+[ $# -eq 0 ] || steps=("$@")
+rm -rf "$logs" && mkdir -p "$logs"
+passed=()
+failed=()
+skipped=()
+for step in "${steps[@]}"; do
+  type "step_$step" >/dev/null 2>&1 || { echo "test.sh: there is no step $step; see ./test.sh --list"; exit 64; }
+  reason=$(obstacle "$step")
+  if [ -n "$reason" ]; then
+    echo "== $step: skipped, $reason"
+    skipped+=("$step ($reason)")
+    continue
+  fi
+  echo "== $step"
+  began=$SECONDS
+  arguments=()
+  [ "$step" != run ] || arguments=("$(free_port)")
+  if "step_$step" ${arguments[@]+"${arguments[@]}"} 2>&1 | tee "$logs/$step.log"; then
+    echo "== $step: passed in $((SECONDS - began)) s"
+    passed+=("$step")
+  else
+    echo "== $step: FAILED after $((SECONDS - began)) s"
+    failed+=("$step")
+  fi
+done
+
+echo
+echo "== what ran"
+grep -hE '^test result: |^[0-9]+ passed|^SKIPPED' "$logs/rust.log" "$logs/pytest.log" 2>/dev/null
+echo "passed: ${passed[*]-none}"
+[ ${#failed[@]} -eq 0 ] || echo "FAILED: ${failed[*]}"
+[ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
+echo "${#passed[@]} passed, ${#failed[@]} failed, ${#skipped[@]} skipped"
+[ ${#failed[@]} -eq 0 ] && [ ${#passed[@]} -gt 0 ]
