@@ -5,8 +5,9 @@
 #   ./run.sh [COUNT] [OPTION...]      COUNT messages, 10 by default; options are those of `ackstream demo`
 #
 # The client takes its options from the environment, for example: ACKSTREAM_CLIENT_DROP_RATE=0.3 ./run.sh 5
+# Its seed is fixed here, so that the second message of every run shows a retry; ACKSTREAM_CLIENT_SEED sets another.
 set -eu
-case ${1:-} in -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case ${1:-} in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 here=$(cd "$(dirname "$0")" && pwd)
 venv=$here/.venv
 requirements=$here/python-client/requirements.txt
@@ -70,7 +71,7 @@ if ! running "$server"; then
   wait "$server" || server_code=$?
   exit "$server_code"
 fi
-(cd "$here/python-client" && exec "$venv/bin/python" client.py) &
+(cd "$here/python-client" && ACKSTREAM_CLIENT_SEED=${ACKSTREAM_CLIENT_SEED:-5} exec "$venv/bin/python" client.py) &
 client=$!
 
 # Until one has ended. Where it failed, the other is asked to end. (bash 3.2 of macOS has no `wait -n`.)

@@ -348,11 +348,9 @@ impl Checked {
     fn count_bounds(&mut self, told: &[Told]) {
         if self.model.is_behind() {
             self.statistics.count("mass expiries");
-            let given_back = told.windows(2).filter(|pair| match (&pair[0].what, &pair[1].what) {
-                (What::Ended { outcome, .. }, What::Requeued { delay, .. }) => {
-                    matches!(outcome, Outcome::Nacked | Outcome::Released) && delay.is_zero()
-                }
-                (_, _) => false,
+            let given_back = told.windows(2).filter(|pair| {
+                matches!(pair[0].what, What::Ended { outcome: Outcome::Nacked | Outcome::Released, .. })
+                    && matches!(pair[1].what, What::Requeued { delay: Duration::ZERO, .. })
             });
             self.statistics.add("given back while behind", given_back.count() as u64);
         }
