@@ -1,6 +1,6 @@
 //! Who receives from a subscription: each consumer's window, the deliveries that it holds, and whose turn it is to be woken.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::messages::{BY_HOLDER, List};
 
@@ -48,8 +48,8 @@ enum Demand {
     Waiting { ticket: u64 },
     /// It was woken in this round and has not come yet.
     Woken { round: u64 },
-    /// It asked and its window was full.
-    Full,
+    /// It asked and its window was full; or it had `room` for so many bytes, and the next message was larger.
+    Full { room: Option<u64> },
 }
 
 pub(crate) struct Consumer {
@@ -74,6 +74,8 @@ pub(crate) struct Consumers {
     vacant: Vec<u32>,
     /// Waiting consumers in the order of their turns.
     waiting: BTreeMap<u64, ConsumerId>,
+    /// Consumers that have room, but had too little for what was next, by that room.
+    short_of_bytes: BTreeSet<(u64, ConsumerId)>,
     next_ticket: u64,
     /// How many were woken in this round and have not come.
     woken: u64,
@@ -93,6 +95,7 @@ impl Consumers {
             places: Vec::new(),
             vacant: Vec::new(),
             waiting: BTreeMap::new(),
+            short_of_bytes: BTreeSet::new(),
             next_ticket: 0,
             woken: 0,
             round: 0,
@@ -136,7 +139,11 @@ impl Consumers {
 
     /// How many consumers wait for a message, and how many for room in their window.
     pub(crate) fn waiting_and_full(&self) -> (usize, usize) {
-        let full = self.places.iter().filter_map(|place| place.consumer.as_ref()).filter(|c| c.demand == Demand::Full);
+        let full = self
+            .places
+            .iter()
+            .filter_map(|place| place.consumer.as_ref())
+            .filter(|c| matches!(c.demand, Demand::Full { .. }));
         (self.waiting.len(), full.count())
     }
 
@@ -152,7 +159,11 @@ impl Consumers {
                 self.woken -= u64::from(woken == round);
                 None
             }
-            Demand::Busy | Demand::Full => None,
+            Demand::Full { room } => {
+                self.short_of_bytes.remove(&(room.unwrap_or_default(), id));
+                None
+            }
+            Demand::Busy => None,
         }
     }
 
@@ -168,13 +179,29 @@ impl Consumers {
     /// The consumer found its window full: it waits until something that it holds is given back.
     pub(crate) fn wait_for_room(&mut self, id: ConsumerId) {
         if let Some(consumer) = self.get_mut(id) {
-            consumer.demand = Demand::Full;
+            let window = consumer.attachment.window;
+            let by_messages = consumer.held.len() < u64::from(window.max_messages);
+            // None also for who holds one message that is larger than the window.
+            let room = window.max_bytes.checked_sub(consumer.held_bytes).filter(|_| by_messages);
+            consumer.demand = Demand::Full { room };
+            if let Some(room) = room {
+                self.short_of_bytes.insert((room, id));
+            }
         }
     }
 
     /// The consumer has given something back.
     pub(crate) fn room_made(&mut self, id: ConsumerId) {
-        if self.get(id).is_some_and(|consumer| consumer.demand == Demand::Full) {
+        if let Some(Demand::Full { room }) = self.get(id).map(|consumer| consumer.demand) {
+            self.short_of_bytes.remove(&(room.unwrap_or_default(), id));
+            self.wait(id, None);
+        }
+    }
+
+    /// The next message has `size` bytes: whoever was short of bytes and has room for this one waits for its turn.
+    pub(crate) fn offer(&mut self, size: u32) {
+        while let Some(&(room, id)) = self.short_of_bytes.last().filter(|(room, _)| *room >= u64::from(size)) {
+            self.short_of_bytes.remove(&(room, id));
             self.wait(id, None);
         }
     }

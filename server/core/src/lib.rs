@@ -34,7 +34,8 @@
 //!
 //! Effects of time happen in the order and at the instant in which they were due, however late they are computed: before an input at
 //! t come all effects that were due at t. A call applies at most [`PASS`] of them, so that a million deliveries that expire
-//! together hold nobody up; what is left makes `next_due` answer at once, and no input can tell the difference.
+//! together hold nobody up. What is left makes `next_due` answer at once; nothing overtakes it, an input finds it as it will be, and
+//! until a pass comes to it it fills the windows and the backlog that it filled before.
 
 mod consumers;
 mod counts;

@@ -32,8 +32,8 @@ pub(crate) struct Slot<M> {
 /// Where a message is. Each state names the one list or schedule that holds the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// In the list of first deliveries, or of redeliveries once it has been delivered.
-    Ready,
+    /// In the list of first deliveries or, once it has been delivered, in one of the two of redeliveries.
+    Ready { later: bool },
     /// In the schedule.
     Delayed,
     /// In the list of deadlines, or in the schedule where its deadline was moved.
@@ -179,7 +179,7 @@ impl<M> Messages<M> {
             body,
             size,
             accepted_at: now,
-            state: State::Ready,
+            state: State::Ready { later: false },
             attempts: 0,
             failures: 0,
             sent_at: Time::ZERO,
@@ -220,7 +220,7 @@ impl<M> Messages<M> {
         while self.oldest < self.end {
             let (number, place) = locate(self.oldest);
             match self.index.get(&number) {
-                None => self.oldest = (number + 1) * PAGE as u64,
+                None => self.oldest = ((number + 1) * PAGE as u64).min(self.end),
                 Some(page) => match page.keys[place] {
                     Some(key) => return Some(unpack(key)),
                     None => self.oldest += 1,

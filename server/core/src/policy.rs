@@ -41,8 +41,9 @@ impl Backoff {
     /// The wait before delivery attempt `attempt`; zero for the first.
     pub fn before(self, attempt: u32) -> Duration {
         let Some(doublings) = attempt.checked_sub(2) else { return Duration::ZERO };
-        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        self.minimum.saturating_mul(factor).min(self.maximum)
+        let factor = 1u128.checked_shl(doublings).unwrap_or(u128::MAX);
+        let nanos = self.minimum.as_nanos().saturating_mul(factor).min(self.maximum.as_nanos());
+        Duration::from_nanos_u128(nanos)
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Subscription<M, O> {
     first: List<BY_STATE>,
     /// Ready for redelivery, in the order in which they became due.
     again: List<BY_STATE>,
+    /// Ready for redelivery, behind effects that were due before and that no pass has come to.
+    later: List<BY_STATE>,
     /// Outstanding with the policy's deadline, in the order of hand-over. As all have the same length, that is the order of deadlines.
     deadlines: List<BY_STATE>,
     /// Delayed messages and extended deliveries, by the instant at which they are due.
@@ -115,6 +117,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             consumers: Consumers::new(),
             first: List::new(),
             again: List::new(),
+            later: List::new(),
             deadlines: List::new(),
             schedule: BTreeSet::new(),
             extended: 0,
@@ -261,6 +264,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// It is `now`: applies up to [`PASS`] effects that were due. To be called when [`next_due`](Self::next_due) says.
     pub fn advance(&mut self, now: Time) {
         self.begin(now);
+        self.offer_head();
         if self.now >= self.patience && self.deliverable() > 0 && self.consumers.others_could_come() {
             self.consumers.give_up_on_the_woken();
         }
@@ -299,7 +303,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// The messages that are not settled, by state.
     pub fn backlog(&self) -> Backlog {
         Backlog {
-            ready: self.first.len() + self.again.len(),
+            ready: self.first.len() + self.again.len() + self.later.len(),
             delayed: self.schedule.len() as u64 - self.extended,
             outstanding: self.deadlines.len() + self.extended,
         }

@@ -17,20 +17,44 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.now = self.now.max(now);
         for _ in 0..PASS {
             let Some((due, key)) = self.next_effect().filter(|&(due, _)| due <= self.now) else { break };
+            self.let_in_before(due);
             match self.messages.slot(key).state {
                 State::Outstanding { .. } => self.expire(key),
                 State::Delayed => {
                     self.schedule.remove(&(due, self.messages.slot(key).id, key));
-                    self.make_ready(key);
+                    self.make_ready(key, false);
                     self.tell_at(key, due, |at, message| Event::Due { at, message });
                 }
-                State::Ready => unreachable!("a ready message waits for no instant"),
+                State::Ready { .. } => unreachable!("a ready message waits for no instant"),
             }
+        }
+        self.let_in_before(self.next_effect().map_or(Time::from_nanos(u64::MAX), |(due, _)| due));
+    }
+
+    /// Whoever was short of bytes, and has room for what is next by now, waits for its turn.
+    pub(super) fn offer_head(&mut self) {
+        if let Some(size) = self.next_size() {
+            self.consumers.offer(size);
+        }
+    }
+
+    /// Whether effects are due that no pass has come to.
+    fn is_behind(&self) -> bool {
+        self.next_effect().is_some_and(|(due, _)| due <= self.now)
+    }
+
+    /// What inputs made ready while effects were due takes its turn: after all that were due up to then, before those due later.
+    fn let_in_before(&mut self, due: Time) {
+        while let Some(key) = self.later.front().filter(|&key| self.messages.slot(key).due < due) {
+            self.later.remove(&mut self.messages, key);
+            self.messages.slot_mut(key).state = State::Ready { later: false };
+            self.again.push_back(&mut self.messages, key);
         }
     }
 
     /// As many consumers are awake as there are messages to take, and both laws hold.
     pub(super) fn finish(&mut self) {
+        self.offer_head();
         if self.consumers.wake_for(self.deliverable()) {
             self.patience = self.now.plus(WAKE_PATIENCE);
         }
@@ -55,11 +79,10 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// How many messages a consumer with room could take now. None while more effects are due than one pass applies and
     /// no redelivery is ready: the next pass may bring one, and it goes first.
     pub(super) fn deliverable(&self) -> u64 {
-        let behind = || self.next_effect().is_some_and(|(due, _)| due <= self.now);
-        if self.draining || (self.again.len() == 0 && self.first.len() > 0 && behind()) {
+        if self.draining || (self.again.len() == 0 && self.is_behind()) {
             0
         } else {
-            self.again.len() + self.first.len()
+            self.again.len() + self.later.len() + self.first.len()
         }
     }
 
@@ -134,11 +157,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
                 self.take_from_queue(key);
                 self.settle_acked(key, true);
             }
-            State::Ready | State::Delayed if delivered => {
+            State::Ready { .. } | State::Delayed if delivered => {
                 self.take_from_queue(key);
                 self.settle_acked(key, true);
             }
-            State::Outstanding { .. } | State::Ready | State::Delayed => return Err(IgnoreReason::Unknown),
+            State::Outstanding { .. } | State::Ready { .. } | State::Delayed => return Err(IgnoreReason::Unknown),
         }
         Ok(())
     }
@@ -154,7 +177,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         let slot = self.messages.slot(key);
         match slot.state {
             _ if slot.attempts == 0 => Err(IgnoreReason::Unknown),
-            State::Ready | State::Delayed => Err(IgnoreReason::NotHeld),
+            State::Ready { .. } | State::Delayed => Err(IgnoreReason::NotHeld),
             State::Outstanding { .. } if self.is_overdue(key) => Err(IgnoreReason::NotHeld),
             State::Outstanding { .. } if attempt.is_some_and(|attempt| attempt != slot.attempts) => {
                 Err(IgnoreReason::Stale)
@@ -208,7 +231,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
 
     fn requeue(&mut self, key: Key, delay: Duration, at: Time) {
         if delay.is_zero() {
-            self.make_ready(key);
+            // An expiry takes its turn in the pass; what an input makes ready comes after effects that are due already.
+            let slot = self.messages.slot_mut(key);
+            slot.due = at;
+            let later = slot.last_outcome != Some(Outcome::Expired) && self.is_behind();
+            self.make_ready(key, later);
         } else {
             let slot = self.messages.slot_mut(key);
             slot.state = State::Delayed;
@@ -218,9 +245,10 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.tell_at(key, at, |at, message| Event::Requeued { at, message, delay });
     }
 
-    fn make_ready(&mut self, key: Key) {
-        self.messages.slot_mut(key).state = State::Ready;
-        self.again.push_back(&mut self.messages, key);
+    fn make_ready(&mut self, key: Key, later: bool) {
+        self.messages.slot_mut(key).state = State::Ready { later };
+        let list = if later { &mut self.later } else { &mut self.again };
+        list.push_back(&mut self.messages, key);
     }
 
     fn settle_acked(&mut self, key: Key, late: bool) {
@@ -265,7 +293,14 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     }
 
     fn take_from_ready(&mut self, key: Key) {
-        let list = if self.messages.slot(key).attempts == 0 { &mut self.first } else { &mut self.again };
+        let slot = self.messages.slot(key);
+        let list = if slot.state == (State::Ready { later: true }) {
+            &mut self.later
+        } else if slot.attempts == 0 {
+            &mut self.first
+        } else {
+            &mut self.again
+        };
         list.remove(&mut self.messages, key);
     }
 
@@ -273,7 +308,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     fn take_from_queue(&mut self, key: Key) {
         let slot = self.messages.slot(key);
         match slot.state {
-            State::Ready => self.take_from_ready(key),
+            State::Ready { .. } => self.take_from_ready(key),
             State::Delayed => {
                 self.schedule.remove(&(slot.due, slot.id, key));
             }

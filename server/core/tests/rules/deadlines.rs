@@ -89,6 +89,8 @@ fn the_wait_doubles_with_each_attempt_up_to_the_maximum() {
     let waits: Vec<_> = (1..=6).map(|attempt| backoff.before(attempt).as_millis()).collect();
     assert_eq!(waits, [0, 10, 20, 35, 35, 35]);
     assert_eq!(backoff.before(u32::MAX), ms(35));
+    let from_nothing = Backoff { minimum: Duration::from_nanos(1), maximum: Duration::from_hours(24) };
+    assert_eq!(from_nothing.before(42), Duration::from_nanos(1 << 40), "however small it begins");
     assert_eq!(Backoff::default().before(9), Duration::ZERO);
 }
 
@@ -200,6 +202,26 @@ fn no_first_delivery_overtakes_a_redelivery_that_the_pass_has_not_come_to() {
     };
     assert_eq!((next.id.0, next.attempt), (doomed + 2, 2));
     assert!(asked > 1, "one pass was not enough");
+}
+
+#[test]
+fn what_an_input_makes_ready_waits_its_turn_behind_effects_that_the_pass_has_not_come_to() {
+    for leave in [None, Some(Leave::Clean), Some(Leave::Broken)] {
+        let mut bench = Workbench::new();
+        let (one, other) = (bench.attach_with(0, u32::MAX, u64::MAX), bench.attach(0));
+        let count = 3 * PASS as u64;
+        bench.publish(0, count + 1);
+        for _ in 0..count {
+            bench.take(0, one);
+        }
+        bench.take(50, other);
+        match leave {
+            None => bench.nack(120, other, count + 1, Nack { delay: Some(Duration::ZERO), drop: false }),
+            Some(leave) => bench.detach(120, other, leave),
+        }
+        let again = bench.take_all(120, one);
+        assert_eq!(again, (1..=count + 1).map(|id| (id, 2)).collect::<Vec<_>>(), "{leave:?}");
+    }
 }
 
 #[test]

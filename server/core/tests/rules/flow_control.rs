@@ -110,6 +110,15 @@ fn the_oldest_unsettled_message_is_known_by_when_it_was_accepted() {
 }
 
 #[test]
+fn the_oldest_unsettled_message_is_known_after_all_before_it_are_gone() {
+    let (mut bench, _) = Workbench::new().with_one_outstanding();
+    bench.ack(1, 1);
+    assert_eq!(bench.subscription.oldest_accepted_at(), None);
+    bench.publish(4, 1);
+    assert_eq!(bench.subscription.oldest_accepted_at(), Some(Workbench::time(4)));
+}
+
+#[test]
 fn the_size_of_the_next_delivery_can_be_asked() {
     let mut bench = Workbench::new();
     assert_eq!(bench.subscription.next_size(), None);

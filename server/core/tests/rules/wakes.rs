@@ -134,6 +134,48 @@ fn when_a_woken_consumer_has_no_room_another_is_woken() {
 }
 
 #[test]
+fn a_consumer_that_was_short_of_bytes_is_woken_when_the_next_message_fits() {
+    let mut bench = Workbench::new();
+    let small = bench.attach_with(0, 10, 100);
+    for size in [50, 90, 10] {
+        bench.publish_sized(0, size);
+    }
+    bench.take(0, small);
+    assert_eq!(bench.take(0, small), None, "50 and 90 are more than 100");
+    let large = bench.attach(0);
+    bench.take(0, large);
+    assert_eq!(bench.wakes(), [small], "50 and 10 are not");
+}
+
+#[test]
+fn a_late_ack_of_the_next_message_wakes_whoever_has_room_for_the_one_after_it() {
+    let mut bench = Workbench::new();
+    let (small, large) = (bench.attach_with(0, 10, 100), bench.attach(0));
+    for size in [90, 50, 10] {
+        bench.publish_sized(0, size);
+    }
+    bench.take(0, large);
+    bench.take(50, small);
+    bench.advance(100);
+    assert_eq!(bench.take(100, small), None, "50 and 90 are more than 100");
+    bench.wakes();
+    bench.ack(100, 1);
+    assert_eq!(bench.wakes(), [small]);
+}
+
+#[test]
+fn an_empty_message_does_not_wake_whoever_holds_more_than_its_window() {
+    let mut bench = Workbench::new();
+    let small = bench.attach_with(0, 10, 100);
+    bench.publish_sized(0, 500);
+    bench.publish_sized(0, 0);
+    bench.take(0, small);
+    assert_eq!(bench.take(0, small), None);
+    bench.attach(1);
+    assert_eq!(bench.wakes(), []);
+}
+
+#[test]
 fn an_expiry_wakes() {
     let (mut bench, consumer) = Workbench::new().with_one_outstanding();
     assert_eq!(bench.take(0, consumer), None);
