@@ -185,3 +185,12 @@ fn what_config_prints_is_a_file_that_gives_the_same_again() {
     assert_eq!(values(&again), values(&load("", &[], &flags).unwrap()));
     assert_eq!(again.plan.count.unwrap().get(), 7);
 }
+
+#[test]
+fn the_readme_has_every_key_with_its_default() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    for key in KEYS {
+        let row = format!("| `{}` | {} | {} |", key.name, key.default, key.about);
+        assert!(readme.contains(&row), "README.md lacks: {row}");
+    }
+}
