@@ -62,7 +62,8 @@ async def test_what_is_never_answered_is_sent_four_times_an_ack_deadline_apart_a
                 pass
     assert [len(each) for each in times.values()] == [4, 4, 4]
     gaps = [later - earlier for each in times.values() for earlier, later in itertools.pairwise(each)]
-    assert gaps == pytest.approx([0.5] * 9, abs=0.05)
+    # Exact in the server's own tests in virtual time; here this process and its machine have a say.
+    assert gaps == pytest.approx([0.5] * 9, abs=0.25)
 
 
 async def test_the_same_seed_tells_the_same_story() -> None:
