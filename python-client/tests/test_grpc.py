@@ -261,6 +261,7 @@ async def test_the_demo_client_colours_a_terminal_and_never_with_no_color(no_col
             str(CLIENT),
             "--target",
             target,
+            "--drop-rate=0",
             stdout=theirs,
             env=os.environ | {"NO_COLOR": no_color, "TERM": "xterm"},
         )
