@@ -53,9 +53,11 @@ impl Process {
         Self { child, lines, address }
     }
 
+    /// The next line.
     fn line(&mut self) -> String {
         let mut line = String::new();
         self.lines.read_line(&mut line).expect("a line");
+        assert!(line.ends_with('\n'), "the output goes on");
         line.trim_end().to_owned()
     }
 
