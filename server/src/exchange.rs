@@ -25,6 +25,7 @@ use crate::exchange::incoming::Incoming;
 use crate::exchange::outgoing::Outgoing;
 use crate::exchange::session::Session;
 use crate::exchange::status::Refused;
+use crate::listener::Connection;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
 
@@ -77,6 +78,7 @@ impl MessageStream for Exchange {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| Refused::TooManyStreams { max: self.limits.max_streams })?;
+        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
         let session = Arc::new(Session::new());
         let incoming = Incoming {
             frames: request.into_inner(),
@@ -85,6 +87,7 @@ impl MessageStream for Exchange {
             clock: self.clock,
             limits: self.limits,
             ending: self.ending.clone(),
+            connection,
         };
         let reader = tokio::spawn(incoming.run());
         Ok(Response::new(Outgoing::new(session, reader.abort_handle(), place)))

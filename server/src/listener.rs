@@ -16,6 +16,11 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
+/// An HTTP/2 ping goes to a silent client this often, and one that does not answer in time has gone: a host that vanished, or a
+/// process that was stopped, gives back what it holds within half a minute.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long the answer to a ping may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop waits after the system has refused a connection, for example because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,17 +59,40 @@ pub async fn serve_connection(
     routes: Routes,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
-    let service = service_fn(move |request: http::Request<Incoming>| {
+    let handle = Connection::default();
+    let closed = handle.clone();
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(handle.clone());
         routes.clone().oneshot(request.map(|body| body.map_err(|_| StreamBroken)))
     });
     let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    http2.timer(hyper_util::rt::TokioTimer::new());
+    http2
+        .timer(hyper_util::rt::TokioTimer::new())
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
     let mut connection = pin!(http2.serve_connection(TokioIo::new(io), service));
+    let until_stopped = async {
+        tokio::select! {
+            result = &mut connection => return result,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    };
     tokio::select! {
-        result = &mut connection => return result,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        result = until_stopped => result,
+        () = closed.0.cancelled() => Ok(()),
     }
-    connection.await
+}
+
+/// A handle on the connection of a request, in the request's extensions.
+#[derive(Clone, Debug, Default)]
+pub struct Connection(CancellationToken);
+
+impl Connection {
+    /// Closes the connection at once, with all its streams.
+    pub fn close(&self) {
+        self.0.cancel();
+    }
 }
 
 /// The client reset its stream, or its connection is gone. It stands for hyper's own error, in which tonic would find a reset with

@@ -83,8 +83,11 @@ pub struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Remembers who polls this consumer's stream.
+    /// Remembers who polls this consumer's stream. One that has left is not remembered: its index may be another's by now.
     pub fn set_waker(&mut self, consumer: ConsumerId, waker: &Waker) {
+        if !self.is_attached(consumer) {
+            return;
+        }
         let wakers = &mut self.state_mut().wakers;
         if wakers.len() <= consumer.index() {
             wakers.resize(consumer.index() + 1, None);

@@ -243,3 +243,45 @@ impl<M> Messages<M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(ids: std::ops::RangeInclusive<u64>) -> Messages<()> {
+        let mut messages = Messages::new();
+        for id in ids {
+            messages.insert(MessageId(id), (), 1, Time::ZERO);
+        }
+        messages
+    }
+
+    fn settle(messages: &mut Messages<()>, ids: std::ops::RangeInclusive<u64>) {
+        for id in ids {
+            let key = messages.find(MessageId(id)).expect("it is stored");
+            messages.remove(key);
+        }
+    }
+
+    #[test]
+    fn the_index_follows_the_backlog_and_not_the_span_of_ids() {
+        let mut messages = store(1..=1);
+        for first in (2..1_000_000).step_by(1_000) {
+            let ids = first..=first + 999;
+            for id in ids.clone() {
+                messages.insert(MessageId(id), (), 1, Time::ZERO);
+            }
+            settle(&mut messages, ids);
+        }
+        assert_eq!(messages.index.len(), 1, "the page of the one old message");
+        assert!(messages.index.capacity() < 200, "{}", messages.index.capacity());
+    }
+
+    #[test]
+    fn memory_goes_back_after_a_peak() {
+        let mut messages = store(1..=500_000);
+        settle(&mut messages, 1..=500_000);
+        assert_eq!((messages.index.len(), messages.bytes(), messages.len()), (0, 0, 0));
+        assert!(messages.index.capacity() < 200, "{}", messages.index.capacity());
+    }
+}

@@ -314,6 +314,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.messages.oldest().map(|key| self.messages.slot(key).accepted_at)
     }
 
+    /// Whether this consumer is attached.
+    pub fn is_attached(&self, consumer: ConsumerId) -> bool {
+        self.consumers.get(consumer).is_some()
+    }
+
     /// How many consumers are attached.
     pub const fn consumers(&self) -> usize {
         self.consumers.len()

@@ -3,9 +3,9 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ackstream_core::{Attachment, Leave, MessageId, Window};
-use bytes::Bytes;
 use tokio::sync::watch;
 use tonic::Streaming;
 use tracing::debug;
@@ -16,6 +16,7 @@ use crate::exchange::frames::{Answer, from_wire, to_wire};
 use crate::exchange::session::{Receiver, Session};
 use crate::exchange::status::{MAX_CLIENT_ID, OPEN_WITHIN, Refused};
 use crate::exchange::{Ending, StreamLimits};
+use crate::listener::Connection;
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
 use crate::proto::{DataMessage, Nack, Open, Opened, StreamMessage};
@@ -26,6 +27,8 @@ pub(crate) const DEFAULT_NAME: &str = "demo";
 const DEFAULT_OUTSTANDING_MESSAGES: u32 = 1_000;
 /// Bytes outstanding for a consumer that names no number.
 const DEFAULT_OUTSTANDING_BYTES: u64 = 64 << 20;
+/// How long a client may take to read the end of its stream before its connection is closed.
+const END_READ_WITHIN: Duration = Duration::from_secs(5);
 /// At most so many acks or extends are applied under one lock, so that a large batch holds no one else up.
 const ACKS_PER_LOCK: usize = 1_000;
 
@@ -36,6 +39,7 @@ pub(super) struct Incoming {
     pub(super) clock: Clock,
     pub(super) limits: StreamLimits,
     pub(super) ending: watch::Receiver<Option<Ending>>,
+    pub(super) connection: Connection,
 }
 
 /// How the conversation ended.
@@ -74,6 +78,10 @@ impl Incoming {
         };
         debug!(?leave, ?how, "stream ends");
         self.session.end(leave, how);
+        // This task goes with the stream, as soon as its end is read. A client that does not read is not polled, and would keep it.
+        tokio::time::sleep(END_READ_WITHIN).await;
+        debug!("the end of a stream was not read: its connection is closed");
+        self.connection.close();
     }
 
     async fn converse(&mut self) -> Ended {
@@ -136,7 +144,7 @@ impl Incoming {
         loop {
             match self.frames.message().await {
                 Ok(Some(frame)) => {
-                    if let Err(refused) = conversation.take(frame) {
+                    if let Err(refused) = conversation.take(frame).await {
                         return refused.into();
                     }
                 }
@@ -153,12 +161,16 @@ impl Incoming {
 
 impl Conversation {
     /// Does what one frame asks for. An error ends the stream; whatever an ack, nack or extend names, it is none.
-    fn take(&self, frame: StreamMessage) -> Result<(), Refused> {
+    async fn take(&self, frame: StreamMessage) -> Result<(), Refused> {
         match frame.kind {
             Some(Kind::Open(_)) => return Err(Refused::OpenedTwice),
             Some(Kind::Opened(_)) => return Err(Refused::ServersMember("opened")),
-            Some(Kind::Data(data)) => self.publish(data)?,
-            Some(Kind::DataBatch(batch)) => batch.messages.into_iter().try_for_each(|data| self.publish(data))?,
+            Some(Kind::Data(data)) => self.publish(data).await?,
+            Some(Kind::DataBatch(batch)) => {
+                for data in batch.messages {
+                    self.publish(data).await?;
+                }
+            }
             Some(Kind::Ack(ack)) => self.ack(&[ack.ack_id], ack.delivery_attempt),
             Some(Kind::AckBatch(batch)) => self.ack(&batch.ack_ids, None),
             Some(Kind::Nack(nack)) => self.nack(&nack),
@@ -169,15 +181,12 @@ impl Conversation {
         Ok(())
     }
 
-    fn publish(&self, data: DataMessage) -> Result<(), Refused> {
-        let message = Message {
-            // Copied once: a slice would keep the whole receive buffer alive, 65 times its size (measured).
-            payload: Bytes::copy_from_slice(&data.payload),
-            attributes: data.attributes,
-            number: None,
-        };
-        let result = self.topic.publish(message);
-        self.session.answer(Answer { ack_id: data.id, result, at: self.clock.now() })
+    async fn publish(&self, data: DataMessage) -> Result<(), Refused> {
+        self.session.room_for_answer().await?;
+        let ack_id = data.id;
+        let result = self.topic.publish(Message::from(data));
+        self.session.answer(Answer { ack_id, result, at: self.clock.now() });
+        Ok(())
     }
 
     fn ack(&self, ids: &[u64], attempt: Option<u32>) {

@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use ackstream_core::{Attachment, ConsumerId, Leave};
+use tokio::sync::Notify;
 
 use crate::exchange::frames::{self, Answer};
 use crate::exchange::status::Refused;
@@ -12,13 +14,16 @@ use crate::proto::stream_message::Kind;
 use crate::proto::{Opened, StreamMessage};
 use crate::subscription::Subscription;
 
-/// At most so many answers to publishes wait to be read by the client (DESIGN of the wire: a publisher that never reads loses its
-/// stream).
-pub(super) const MAX_UNSENT_ANSWERS: usize = 10_000;
+/// At most so many answers to publishes wait for the client to read them.
+const MAX_UNSENT_ANSWERS: usize = 10_000;
+/// A publisher that reads none of them for so long, while it goes on publishing, loses its stream.
+const ANSWERS_READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// The state of one stream, between the task that reads it and the stream that tonic polls.
 pub(super) struct Session {
     state: Mutex<State>,
+    /// Rings when the client has been sent answers.
+    answers_sent: Notify,
 }
 
 #[derive(Default)]
@@ -55,7 +60,7 @@ pub(super) enum Turn {
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default() }
+        Self { state: Mutex::default(), answers_sent: Notify::new() }
     }
 
     /// Opens the stream: the answer to `open`, and the subscription to attach to.
@@ -83,21 +88,24 @@ impl Session {
         receiver
     }
 
-    /// An answer for the client.
+    /// Waits until one more answer may wait. To be called before a publish is stored, so that none is stored whose answer is lost.
     ///
     /// # Errors
     ///
-    /// Where too many wait already: the client does not read.
-    pub(super) fn answer(&self, answer: Answer) -> Result<(), Refused> {
-        let mut state = self.lock();
-        if state.answers.len() >= MAX_UNSENT_ANSWERS {
-            let unsent = state.answers.len();
-            state.answers = VecDeque::new();
-            return Err(Refused::AnswersNotRead { unsent });
+    /// Where the client does not read.
+    pub(super) async fn room_for_answer(&self) -> Result<(), Refused> {
+        while self.lock().answers.len() >= MAX_UNSENT_ANSWERS {
+            let sent = tokio::time::timeout(ANSWERS_READ_WITHIN, self.answers_sent.notified()).await;
+            sent.map_err(|_| Refused::AnswersNotRead { unsent: MAX_UNSENT_ANSWERS })?;
         }
+        Ok(())
+    }
+
+    /// An answer for the client.
+    pub(super) fn answer(&self, answer: Answer) {
+        let mut state = self.lock();
         state.answers.push_back(answer);
         state.wake();
-        Ok(())
     }
 
     /// The stream ends, once the answers are out. Its consumer leaves at once.
@@ -125,6 +133,7 @@ impl Session {
             return Turn::Frame(frames::frame(Kind::Opened(opened)));
         }
         if let Some(answers) = frames::next_answers(&mut state.answers, state.max_batch) {
+            self.answers_sent.notify_one();
             return Turn::Frame(answers);
         }
         if let Some(end) = state.end.take() {
@@ -153,5 +162,26 @@ impl State {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ackstream_core::{Policy, Window};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::telemetry::{Lines, Watch};
+
+    #[tokio::test]
+    async fn nothing_attaches_for_a_client_that_is_gone() {
+        let watch = Watch::new(Lines::new(String::new(), String::new(), None, 0), None);
+        let subscription = Arc::new(Subscription::new("demo".into(), Policy::default(), watch, Clock::start()));
+        let attachment = Attachment { window: Window { max_messages: 1, max_bytes: 1 }, auto_ack: false };
+        let session = Session::new();
+        session.gone();
+        let receiver = session.open(Opened::default(), 0, Some((Arc::clone(&subscription), attachment)));
+        assert!(receiver.is_none());
+        assert_eq!(subscription.lock().consumers(), 0);
     }
 }

@@ -68,7 +68,7 @@ impl fmt::Display for Refused {
             Self::Unreadable(status) => write!(f, "a frame could not be read: {}", status.message()),
             Self::AnswersNotRead { unsent } => write!(
                 f,
-                "{unsent} answers to publishes wait to be read; those that were not read are unknown, resend them"
+                "{unsent} answers to publishes wait to be read; what was published after them is not stored, send it again"
             ),
             Self::TooManyStreams { max } => write!(f, "{max} streams are open, and no more are allowed (max_streams)"),
             Self::Stopping => write!(

@@ -3,6 +3,7 @@ use std::time::Duration;
 use ackstream::exchange::Ending;
 use ackstream::proto::Open;
 use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::support::{Memory, settle, timed};
 
@@ -77,4 +78,18 @@ async fn a_consumer_that_goes_before_it_has_opened_leaves_nothing_behind() {
     settle().await;
     let topic = memory.server.broker().topic("demo").unwrap();
     assert_eq!(topic.subscription("demo").unwrap().lock().consumers(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_server_says_first_that_it_is_not_serving() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
+    let mut consumer = memory.consume(Open::default()).await;
+    memory.publish(1).await;
+    consumer.delivery().await;
+    assert_eq!(memory.health().await, [ServingStatus::Serving; 2]);
+    let server = std::sync::Arc::clone(&memory.server);
+    let drain = tokio::spawn(async move { server.drain(Duration::from_secs(8)).await });
+    settle().await;
+    assert_eq!(memory.health().await, [ServingStatus::NotServing; 2], "while it waits for what is outstanding");
+    drain.await.unwrap();
 }

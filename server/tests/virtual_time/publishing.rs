@@ -5,7 +5,7 @@ use ackstream::proto::{DataBatch, DataMessage, Open};
 use bytes::Bytes;
 use tonic::Code;
 
-use crate::support::{Conversation, Memory, settle};
+use crate::support::{Conversation, Memory};
 
 async fn publisher(memory: &Memory) -> Conversation {
     memory.consume(Open { publish_only: true, ..Open::default() }).await
@@ -149,22 +149,38 @@ async fn a_publisher_that_half_closes_gets_all_its_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_publisher_that_never_reads_loses_its_stream_and_stores_nothing_more() {
+async fn a_publisher_that_reads_may_send_more_in_one_frame_than_answers_may_wait() {
+    let memory = Memory::start().await;
+    let mut publisher = memory.consume(Open { publish_only: true, max_batch_messages: 100, ..Open::default() }).await;
+    let messages = (0..25_000).map(|id| DataMessage { id, ..DataMessage::default() }).collect();
+    publisher.send(Kind::DataBatch(DataBatch { messages })).await;
+    let mut answered = 0;
+    while answered < 25_000 {
+        let Kind::AckBatch(answers) = publisher.frame().await else { panic!("a batch was asked for") };
+        answered += answers.ack_ids.len();
+    }
+    assert_eq!(memory.counts().0.published, 25_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publisher_that_never_reads_loses_its_stream_and_nothing_is_stored_without_an_answer() {
     let memory = Memory::start().await;
     let mut publisher = publisher(&memory).await;
     let messages: Vec<_> = (0..1_000).map(|id| DataMessage { id, ..DataMessage::default() }).collect();
-    for _ in 0..60 {
+    for _ in 0..200 {
         publisher.send(Kind::DataBatch(DataBatch { messages: messages.clone() })).await;
     }
-    settle().await;
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
     let stored = memory.counts().0.published;
-    assert!((10_000..60_000).contains(&stored), "{stored}");
+    assert!((10_000..200_000).contains(&stored), "{stored}");
+    let mut answered = 0;
     let status = loop {
         match publisher.next().await {
-            Ok(Some(Kind::Ack(_))) => {}
+            Ok(Some(Kind::Ack(_))) => answered += 1,
             Ok(other) => panic!("an answer or the end was expected, not {other:?}"),
             Err(status) => break status,
         }
     };
     assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!((answered, memory.counts().0.published), (stored, stored));
 }

@@ -146,6 +146,18 @@ async fn extends_move_deadlines_one_by_one_and_many_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_extend_without_a_length_is_one_ack_deadline() {
+    let memory = Memory::start().await;
+    let mut consumer = memory.consume(Open::default()).await;
+    memory.publish(1).await;
+    consumer.delivery().await;
+    tokio::time::sleep(DEADLINE / 2).await;
+    consumer.send(Kind::Extend(Extend { ack_id: 1, ..Extend::default() })).await;
+    let (_, took) = timed(consumer.delivery()).await;
+    assert!(about(took, DEADLINE), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn strange_acks_are_never_an_error() {
     let memory = Memory::start().await;
     let mut consumer = memory.consume(Open::default()).await;

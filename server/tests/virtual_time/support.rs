@@ -19,6 +19,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tower::service_fn;
 
 /// Nothing in virtual time takes longer: a test that waits in vain ends here.
@@ -95,6 +98,17 @@ impl Memory {
         let topic = self.server.broker().topic("demo").expect("every server has it");
         let locked = topic.subscription("demo").expect("every server has it").lock();
         (locked.counts(), locked.backlog())
+    }
+
+    /// What the health service says of the server as a whole, and of our service.
+    pub(crate) async fn health(&self) -> [ServingStatus; 2] {
+        let mut client = HealthClient::new(self.connect().await);
+        let mut answers = [ServingStatus::Unknown; 2];
+        for (answer, service) in answers.iter_mut().zip(["", "ackstream.v1.MessageStream"]) {
+            let request = HealthCheckRequest { service: service.to_owned() };
+            *answer = client.check(request).await.expect("both are known").into_inner().status();
+        }
+        answers
     }
 
     /// Publishes on a stream of its own, each with its number as payload, and waits until they are accepted.
