@@ -50,8 +50,6 @@ fi
 (cd "$here" && cargo build --release --locked --bin ackstream)
 "$venv/bin/python" "$here/python-client/generate_protos.py" >/dev/null
 
-# Each in a process group of its own: a Ctrl-C reaches this script alone, which then asks each of them once.
-set -m
 server=
 client=
 # shellcheck disable=SC2329 # the trap below calls it
@@ -61,28 +59,38 @@ stop() {
   [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
 }
 trap stop INT TERM HUP
+running() { kill -0 "$1" 2>/dev/null; }
 
+# Each in a process group of its own: a Ctrl-C reaches this script alone, which then asks each of them once. That is for these two
+# only, or the terminal would send its Ctrl-C to each `sleep` below.
+set -m
 "${CARGO_TARGET_DIR:-$here/target}/release/ackstream" demo "$@" &
 server=$!
-running() { kill -0 "$1" 2>/dev/null; }
-sleep 0.2 # a server that cannot start has ended by then; the client must not find another one on its port
+set +m
+sleep 0.2 || true # a server that cannot start has ended by then; the client must not find another one on its port
+server_code=0
 if ! running "$server"; then
-  server_code=0
   wait "$server" || server_code=$?
   exit "$server_code"
 fi
+set -m
 (cd "$here/python-client" && ACKSTREAM_CLIENT_SEED=${ACKSTREAM_CLIENT_SEED:-5} exec "$venv/bin/python" client.py) &
 client=$!
+set +m
 
-# Until one has ended. Where it failed, the other is asked to end. (bash 3.2 of macOS has no `wait -n`.)
+# Until one has ended. A client ends last, by itself, unless the server failed; a server whose client has ended would wait for another.
+# (bash 3.2 of macOS has no `wait -n`.)
 while running "$server" && running "$client"; do sleep 0.1 || true; done
-finish() { # finish FIRST SECOND: waits for both and sets their codes
-  first_code=0
-  second_code=0
-  wait "$1" || first_code=$?
-  [ "$first_code" = 0 ] || kill -TERM "$2" 2>/dev/null || true
-  wait "$2" || second_code=$?
-}
-if running "$client"; then finish "$server" "$client"; else finish "$client" "$server"; fi
-[ "$first_code" = 0 ] || exit "$first_code"
-exit "$second_code"
+client_code=0
+if running "$client"; then
+  wait "$server" || server_code=$?
+  [ "$server_code" = 0 ] || kill -TERM "$client" 2>/dev/null || true
+  wait "$client" || client_code=$?
+  [ "$server_code" = 0 ] || exit "$server_code"
+else
+  wait "$client" || client_code=$?
+  kill -TERM "$server" 2>/dev/null || true
+  wait "$server" || server_code=$?
+fi
+[ "$client_code" = 0 ] || exit "$client_code"
+exit "$server_code"

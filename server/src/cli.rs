@@ -49,7 +49,15 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         let Some((unknown, place)) = unknown_argument(&error, &arguments) else { return Err(error) };
         arguments.remove(place);
         let nearest = match error.get(ContextKind::SuggestedArg) {
-            Some(ContextValue::String(nearest)) => format!("; the nearest is {nearest}"),
+            Some(ContextValue::String(nearest)) => {
+                // Its value goes with it: "--ack-deadlin 3s".
+                let takes_value = KEYS.iter().any(|key| nearest[2..] == *key.flag && !key.value.is_empty());
+                let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-');
+                if takes_value && !unknown.contains('=') && arguments.get(place).is_some_and(is_value) {
+                    arguments.remove(place);
+                }
+                format!("; the nearest is {nearest}")
+            }
             _ => String::new(),
         };
         problems.push(Problem {
@@ -67,12 +75,10 @@ fn unknown_argument(error: &clap::Error, arguments: &[OsString]) -> Option<(Stri
     else {
         return None;
     };
-    let is_it = |argument: &OsString| {
-        let text = argument.to_string_lossy();
-        text == *unknown || text.split_once('=').is_some_and(|(name, _)| name == unknown)
-    };
-    let place = arguments.iter().skip(1).position(is_it)? + 1;
-    Some((unknown.clone(), place))
+    // clap names "-5" of "-5MiB", and "--bogus" of "--bogus=1".
+    let place =
+        arguments.iter().skip(1).position(|argument| argument.to_string_lossy().starts_with(unknown.as_str()))? + 1;
+    Some((arguments[place].to_string_lossy().into_owned(), place))
 }
 
 /// The whole command line.
@@ -92,6 +98,7 @@ pub fn command() -> Command {
              Exit codes: 0 done, 64 wrong usage or configuration, 69 the port cannot be had, 70 a bug of ours.",
         )
         .args_conflicts_with_subcommands(true)
+        .args_override_self(true)
         .disable_help_subcommand(true)
         .args(demo())
         .subcommand(
@@ -122,7 +129,13 @@ fn argument(key: &'static Key) -> Arg {
     } else {
         let help = format!("{} [default: {}]", key.about, key.default);
         // A value is read by the configuration, which tells all problems at once; so is one that looks like a negative number.
-        argument.long(key.flag).value_name(key.value).help(help).allow_negative_numbers(true)
+        argument
+            .long(key.flag)
+            .value_name(key.value)
+            .help(help)
+            .allow_negative_numbers(true)
+            .num_args(0..=1)
+            .default_missing_value("")
     }
 }
 

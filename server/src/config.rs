@@ -112,7 +112,7 @@ impl Config {
         if drain_timeout > Duration::from_hours(1) {
             values.must("drain_timeout", "at most 1h");
         }
-        let count = NonZeroU64::new(values.get(DEMO_COUNT, values::number));
+        let count = NonZeroU64::new(values.get(DEMO_COUNT, values::count));
         let interval = values.get("demo.interval", values::duration);
         if !(Duration::from_millis(1)..=Duration::from_hours(24)).contains(&interval) {
             values.must("demo.interval", "between 1ms and 24h");

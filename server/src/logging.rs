@@ -6,7 +6,7 @@ use std::io::IsTerminal as _;
 use anstyle::{AnsiColor, Style};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -26,14 +26,28 @@ pub enum LogFormat {
 /// Lines that wait to be written, at most; beyond it lines are lost rather than messages held up.
 const MAX_WAITING_LINES: usize = 16_384;
 
-/// Starts the log on standard output. What is written reaches it at the latest when the guard is dropped.
+/// The log, while it is kept. What is written reaches standard output at the latest when this is dropped.
+pub struct Log {
+    _guard: WorkerGuard,
+    lost: ErrorCounter,
+}
+
+impl Log {
+    /// How many lines were lost because nobody took them in time.
+    pub fn lost_lines(&self) -> usize {
+        self.lost.dropped_lines()
+    }
+}
+
+/// Starts the log on standard output.
 ///
 /// # Panics
 ///
 /// Where a log was started before.
-pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
+pub fn start(format: LogFormat, level: LevelFilter) -> Log {
     let (output, guard) =
         NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).lossy(true).finish(std::io::stdout());
+    let lost = output.error_counter();
     // Libraries are heard only when something is wrong.
     let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("ackstream", level);
     let registry = tracing_subscriber::registry().with(filter);
@@ -44,11 +58,12 @@ pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
             registry.with(layer.json().flatten_event(true).with_target(false).with_current_span(false)).init();
         }
     }
-    guard
+    Log { _guard: guard, lost }
 }
 
 fn use_colour() -> bool {
-    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    std::io::stdout().is_terminal() && !dumb && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 struct Text {

@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Wanted, config: Config) -> ExitCode {
-    let _log = logging::start(config.log_format, config.log_level);
+    let log = logging::start(config.log_format, config.log_level);
     let bound = config.listen.bind().and_then(|listener| listener.local_addr().map(|address| (listener, address)));
     let (listener, address) = match bound {
         Ok(bound) => bound,
@@ -74,11 +74,20 @@ async fn run(command: Wanted, config: Config) -> ExitCode {
         () = serve(command, &config, &server) => Ending::Completed,
         () = signal() => Ending::Stopping,
     };
+    tokio::select! {
+        () = close(ending, &config, &server, &stop, &connections) => {}
+        () = signal() => info!("Stopping at once"), // whoever asks twice does not want to wait
+    }
+    server.say_summary();
+    if log.lost_lines() > 0 {
+        warn!("{} log lines were lost: the output did not take them in time", log.lost_lines());
+    }
+    ExitCode::SUCCESS
+}
+
+/// Lets outstanding messages settle where the server was told to stop, ends the streams, and waits until the clients have read that.
+async fn close(ending: Ending, config: &Config, server: &Server, stop: &CancellationToken, connections: &TaskTracker) {
     if ending == Ending::Stopping {
-        tokio::spawn(async {
-            signal().await;
-            std::process::exit(0); // whoever asks twice does not want to wait
-        });
         info!("Stopping: waiting up to {} for outstanding messages", humantime::format_duration(config.drain_timeout));
         if !server.drain(config.drain_timeout).await {
             warn!("outstanding messages were not settled in time (--drain-timeout)");
@@ -86,12 +95,9 @@ async fn run(command: Wanted, config: Config) -> ExitCode {
     }
     server.end_streams(ending);
     stop.cancel();
-    let closed = tokio::time::timeout(CLOSING_GRACE, connections.wait()).await;
-    server.say_summary();
-    if closed.is_err() {
-        info!("Closed {} connections whose clients did not read to the end", connections.len());
+    if tokio::time::timeout(CLOSING_GRACE, connections.wait()).await.is_err() {
+        info!("Closing {} connections whose clients did not read to the end", connections.len());
     }
-    ExitCode::SUCCESS
 }
 
 /// Returns when there is nothing more to do: for a demo with an end, when all of its messages are settled.

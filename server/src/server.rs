@@ -126,10 +126,13 @@ impl Server {
             drop(locked);
             let Counts { published, acked, dropped, sent, ended } = counts;
             let Ended { acked: in_time, nacked, expired, released } = ended;
-            let Backlog { outstanding, .. } = backlog;
+            let Backlog { ready, delayed, outstanding } = backlog;
             let left = backlog.messages();
             info!("Summary of topic {}, subscription {}:", topic.name(), subscription.name());
-            info!("  messages:   {published} published = {acked} acked + {dropped} dropped + {left} left");
+            info!(
+                "  messages:   {published} published = {acked} acked + {dropped} dropped + {ready} ready + {delayed} delayed \
+                 + {outstanding} outstanding"
+            );
             info!(
                 "  deliveries: {sent} sent = {in_time} acked + {nacked} nacked + {expired} expired + {released} released \
                  + {outstanding} outstanding"

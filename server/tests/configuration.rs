@@ -125,6 +125,7 @@ fn every_bound_is_kept() {
         ("max_backoff", "25h"),
         ("max_backlog_messages", "0"),
         ("max_message_bytes", "17MiB"),
+        ("max_backlog_bytes", "99999999999999999999TiB"),
         ("max_message_bytes", "0"),
         ("max_outstanding_messages", "0"),
         ("max_outstanding_bytes", "0"),

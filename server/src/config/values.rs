@@ -173,13 +173,23 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".into())
 }
 
+/// No size needs to be larger (1 PiB); beyond it the parser rounds without a word.
+const LARGEST_SIZE: u64 = 1 << 50;
+
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
     let size: Result<ByteSize, _> = text.parse();
-    size.map(|size| size.as_u64()).map_err(|_| "must be a size with its unit, such as \"4MiB\" or \"512B\"".into())
+    size.ok()
+        .map(|size| size.as_u64())
+        .filter(|size| *size <= LARGEST_SIZE)
+        .ok_or_else(|| "must be a size such as \"4MiB\" or \"512B\", or a number of bytes, and at most 1PiB".into())
 }
 
 pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("must be a whole number of at most {} bits", 8 * size_of::<T>()))
+}
+
+pub(super) fn count(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "must be a whole number of messages; the commands are demo, serve and config".into())
 }
 
 pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {
