@@ -40,13 +40,13 @@ class Recorder(SpanProcessor):
     def current(self, name: str) -> Iterator[SpanContext]:
         """A span of the application."""
         with self.provider.get_tracer("application").start_as_current_span(name) as span:
-            context: SpanContext = span.get_span_context()
-            yield context
+            yield span.get_span_context()
 
 
 def context_of(span: ReadableSpan) -> SpanContext:
-    assert span.context is not None
-    return span.context
+    context: SpanContext | None = span.context
+    assert context is not None
+    return context
 
 
 def parent_of(span: ReadableSpan) -> tuple[int, int] | None:
