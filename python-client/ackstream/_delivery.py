@@ -67,8 +67,8 @@ class Delivery:
         self._review_at = now + stream.ack_deadline / 2
         self._handed = False
         self._answered = False
-        self._trace_context = message.trace_context
-        # Set when it is handed over, where somebody listens to spans.
+        # Set where somebody listens to spans: on arrival, when it is handed over, in an `async with` block.
+        self._trace_context = ""
         self._processing: Processing | None = None
         self._token: Token[Context] | None = None
 
@@ -163,7 +163,6 @@ class Delivery:
     def _renew(self, message: pb.DataMessage, stream: StreamOpened, now: float) -> None:
         """Becomes a later attempt of the same message, while nobody has seen this one."""
         self.attempt = message.delivery_attempt
-        self._trace_context = message.trace_context
         self._stream = stream
         self._received_at = now
         self._expires_at = now + stream.ack_deadline

@@ -97,7 +97,8 @@ class Holdings:
         held = self._release(delivery.id)
         if held is not None:
             held._answered = True  # the message is done, also where a later attempt is held
-        self._trace_ack(delivery, held)
+        if delivery._processing is not None or held is not delivery:
+            self._trace_ack(delivery, held)
         if not self._acks:
             self._wake()
         # It names no attempt: the work is done, whichever attempt is outstanding, and many fit into one frame.
@@ -235,6 +236,7 @@ class Holdings:
         if not held:
             self._wake()  # the writer waits without a timer: see `due`
         fresh: list[Delivery] = []
+        traced = self._spans.tracer is not None
         for message in messages:
             delivery = held.pop(message.id, None)
             if delivery is None:
@@ -249,6 +251,8 @@ class Holdings:
             else:
                 # The deadline had passed in the queue: the new attempt keeps the place of the old one.
                 delivery._renew(message, stream, now)
+            if traced:
+                delivery._trace_context = message.trace_context
             held[delivery.id] = delivery
         self._inbox.put(fresh)
 

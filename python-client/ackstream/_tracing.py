@@ -6,7 +6,8 @@
           process {topic}    CONSUMER   the application handles that attempt
             ack, nack        CLIENT     its answer, until the stream takes it
 
-What the server did not sample is not recorded here either, as OpenTelemetry's samplers have it. An attempt that ends in
+The server decides once for the whole message: for an attempt that it did not sample no sampler is asked (which would
+double the cost of an unsampled message), and the attempt's own context is the current one. An attempt that ends in
 anything but an ack in time is recorded all the same, with its true start: its span is made at its end, as the child of
 a sampled parent. Spans of the application itself inside an unsampled attempt stay unrecorded.
 """
@@ -94,18 +95,30 @@ class Processing:
     """The `process` span of one delivery, and those of its answers. Called in the event loop's thread."""
 
     __slots__ = (
-        "_answered", "_attributes", "_context", "_depth", "_ended", "_error", "_given_up", "_name", "_parent",
-        "_recorded", "_span", "_started_at", "_text", "_tracer",
+        "_answered", "_attempt", "_common", "_context", "_depth", "_ended", "_error", "_given_up", "_message_id",
+        "_name", "_parent", "_recorded", "_span", "_started_at", "_text", "_tracer",
     )  # fmt: skip
 
-    def __init__(self, tracer: Tracer, name: str, attributes: Attributes, parent: SpanContext | None) -> None:
+    def __init__(
+        self,
+        tracer: Tracer,
+        name: str,
+        common: Attributes,
+        *,
+        message_id: int,
+        attempt: int,
+        parent: SpanContext | None,
+        unsampled: bool,
+    ) -> None:
         self._tracer = tracer
         self._name = name
-        self._attributes = attributes
+        self._common = common
+        self._message_id = message_id
+        self._attempt = attempt
         self._parent = parent
         self._started_at = time.time_ns()
         # The parent is the attempt and nothing else, whatever span the application has around its consumer.
-        self._span = self._start(parent, attributes)
+        self._span = NonRecordingSpan(parent) if unsampled and parent else self._start(parent, self._attributes())
         self._recorded = self._span.is_recording()
         self._context = set_span_in_context(self._span)
         self._depth = 0
@@ -143,7 +156,7 @@ class Processing:
             self._keep()
         sending = None
         if verb is not None and self._recorded:
-            attributes = self._attributes | {OPERATION: verb, OPERATION_TYPE: "settle"}
+            attributes = self._attributes() | {OPERATION: verb, OPERATION_TYPE: "settle"}
             sending = self._tracer.start_span(verb, self._context, SpanKind.CLIENT, attributes)
         self._answered = True
         self._end_if_over()
@@ -156,6 +169,9 @@ class Processing:
             self.answer(None)
 
     # Helpers
+
+    def _attributes(self) -> Attributes:
+        return {**self._common, MESSAGE_ID: str(self._message_id), ATTEMPT: self._attempt}
 
     def _start(self, parent: SpanContext | None, attributes: Attributes, started_at: int | None = None) -> Span:
         context = set_span_in_context(NonRecordingSpan(parent), otel.Context()) if parent else otel.Context()
@@ -170,7 +186,7 @@ class Processing:
             flags = TraceFlags(parent.trace_flags | TraceFlags.SAMPLED)
             parent = SpanContext(parent.trace_id, parent.span_id, parent.is_remote, flags, parent.trace_state)
         # A sampler sees these attributes, and may want a failed attempt for their sake.
-        self._span = self._start(parent, self._attributes | {ERROR_TYPE: self._error}, self._started_at)
+        self._span = self._start(parent, self._attributes() | {ERROR_TYPE: self._error}, self._started_at)
         self._recorded = self._span.is_recording()
         self._context = set_span_in_context(self._span, self._context)
 
@@ -224,9 +240,16 @@ class ConsumerSpans:
         """
         if self.tracer is None:
             return None
-        parent = parse_context(trace_context) or parse_context(attributes.get(TRACEPARENT, ""))
-        each: Attributes = {**self._attributes, MESSAGE_ID: str(message_id), ATTEMPT: attempt}
-        return Processing(self.tracer, self._name, each, parent)
+        pushed = parse_context(trace_context)
+        return Processing(
+            self.tracer,
+            self._name,
+            self._attributes,
+            message_id=message_id,
+            attempt=attempt,
+            parent=pushed or parse_context(attributes.get(TRACEPARENT, "")),
+            unsampled=pushed is not None and not pushed.trace_flags.sampled,
+        )
 
 
 class PublisherSpans:
