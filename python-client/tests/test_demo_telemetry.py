@@ -233,8 +233,10 @@ async def test_what_is_not_asked_for_is_not_imported() -> None:
 
 
 @asynccontextmanager
-async def consuming_from(*messages: pb.DataMessage) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """A server that delivers these and ends the stream with OK when the event is set."""
+async def consuming_from(
+    *messages: pb.DataMessage, answers: int | None = None
+) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """A server that delivers these and ends the stream with OK when it has the answers and the event is set."""
     done = asyncio.Event()
 
     async def exchange(frames: AsyncIterator[pb.StreamMessage], context: Context) -> None:
@@ -242,6 +244,10 @@ async def consuming_from(*messages: pb.DataMessage) -> AsyncIterator[tuple[str, 
         await context.write(OPENED)
         for message in messages:
             await context.write(pb.StreamMessage(data=message))
+        missing = len(messages) if answers is None else answers
+        while missing:
+            frame = await anext(frames)
+            missing -= len(frame.ack_batch.ack_ids) + frame.HasField("nack")
         await done.wait()
 
     async with serving(exchange) as target:
@@ -258,8 +264,9 @@ async def client(target: str, *arguments: str, **environment: str) -> AsyncItera
 async def trace_one(collector: Collector, attempt: int, context: str, *arguments: str, **environment: str) -> Process:
     """Runs the demo client over one delivery, to its end."""
     endpoint = f"http://{collector.target}"
+    answers = 0 if "--drop-rate=1" in arguments else 1
     async with AsyncExitStack() as stack:
-        target, done = await stack.enter_async_context(consuming_from(delivery(1, attempt, context)))
+        target, done = await stack.enter_async_context(consuming_from(delivery(1, attempt, context), answers=answers))
         process = await stack.enter_async_context(
             client(target, *arguments, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **environment)
         )
