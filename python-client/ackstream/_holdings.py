@@ -317,7 +317,8 @@ class Holdings:
             held._processing.answer(None)
         processing = delivery._processing
         if processing is not None:
-            in_time = held is delivery and self._loop.time() <= delivery._expires_at
+            # One that is held no more was given up, and says so itself.
+            in_time = self._loop.time() <= delivery._expires_at
             sending = processing.answer("ack", None if in_time else EXPIRED)
             if sending is not None:
                 self._ack_spans.append(sending)

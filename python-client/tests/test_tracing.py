@@ -189,6 +189,30 @@ async def test_an_ack_after_the_deadline_is_an_error_and_recorded(
     assert error_of(recorder.only("ack")) is None
 
 
+async def test_an_ack_is_late_also_before_a_review_has_found_the_deadline_passed(
+    server: FakeServer, recorder: Recorder
+) -> None:
+    async with iterating(server, recorder, max_extension=0) as (consumer, stream):
+        stream.deliver(7, trace_context=UNSAMPLED)
+        delivery = await anext(consumer)
+        await asyncio.sleep(0.9)
+        stream.deliver(8, trace_context=UNSAMPLED)  # whose review at 1.9 s puts the next one off to 2.1 s
+        await asyncio.sleep(1.15)
+        assert consumer.outstanding == 2
+        delivery.ack()
+        assert error_of(recorder.only("process demo")) == "expired"
+
+
+async def test_without_any_context_process_is_a_root_whatever_the_application_has_around_it(
+    server: FakeServer, recorder: Recorder
+) -> None:
+    async with iterating(server, recorder) as (consumer, stream):
+        stream.deliver(7)
+        with recorder.current("application"):
+            (await anext(consumer)).ack()
+    assert parent_of(recorder.only("process demo")) is None
+
+
 async def test_an_ack_just_before_the_deadline_is_no_error(server: FakeServer, recorder: Recorder) -> None:
     async with iterating(server, recorder, max_extension=0) as (consumer, stream):
         stream.deliver(7, trace_context=UNSAMPLED)
