@@ -14,15 +14,23 @@ import os
 import secrets
 import signal
 import sys
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
+from opentelemetry.trace import TracerProvider
 
 import ackstream
+from ackstream._version import VERSION
 from client_options import BadOptions, Options, parse_options
+from client_tracing import BadVariables, start_tracing, stop_tracing, unsupported_variables
+
+if TYPE_CHECKING:
+    from client_metrics import Metrics
 
 PREFIX = "[PYTHON CLIENT]"
 
@@ -47,19 +55,55 @@ GREEN, RED, YELLOW, PLAIN = "\033[32m", "\033[31m", "\033[33m", ""
 
 def main() -> int:
     """Runs the consumer and returns the exit code."""
-    try:
-        options = parse_options(sys.argv[1:], os.environ)
-    except BadOptions as error:
-        for problem in error.problems:
-            print(f"{PREFIX} {problem}", file=sys.stderr)
-        return EXIT_USAGE
     logging.basicConfig(format=f"{PREFIX} %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("ackstream").addFilter(lambda record: not is_on_purpose(record))
     try:
-        return asyncio.run(Demo(options).run())
+        options = parse_options(sys.argv[1:], os.environ)
+        exporter = start_tracing(os.environ, VERSION)
+    except (BadOptions, BadVariables) as error:
+        for problem in error.problems:
+            print(f"{PREFIX} {problem}", file=sys.stderr)
+        return EXIT_USAGE
+    output = Output()
+    for name in unsupported_variables(os.environ):
+        output.say(f"{name} is set, and does nothing here", YELLOW)
+    try:
+        metrics = serve_metrics(options.metrics_listen, output) if options.metrics_listen else None
+        provider = exporter.provider if exporter else None
+        return asyncio.run(Demo(options, output=output, metrics=metrics, tracer_provider=provider).run())
+    except MetricsPortTaken as error:
+        print(f"{PREFIX} {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
     except Exception:  # noqa: BLE001 - the last resort, with its own exit code
         traceback.print_exc()
         return EXIT_BUG
+    finally:
+        if exporter and (lost := stop_tracing(exporter)):
+            output.say(f"{lost} span(s) were not exported", YELLOW)
+
+
+def serve_metrics(listen: tuple[str, int], output: "Output") -> "Metrics":
+    """Returns metrics that Prometheus can ask for.
+
+    Raises:
+        MetricsPortTaken: The address cannot be had.
+    """
+    # Imported only when it is asked for, so that the first line comes at once.
+    from client_metrics import Metrics  # noqa: PLC0415
+
+    metrics = Metrics()
+    host, port = listen
+    try:
+        _, url = metrics.serve(host, port)
+    except OSError as error:
+        shown = f"[{host}]" if ":" in host else host
+        raise MetricsPortTaken(f"Metrics cannot be served on {shown}:{port}: {error.strerror or error}") from error
+    output.say(f"Metrics on {url}")
+    return metrics
+
+
+class MetricsPortTaken(Exception):
+    """The address of --metrics-listen cannot be had."""
 
 
 class FailedOnPurpose(Exception):
@@ -106,11 +150,20 @@ class Tally:
 class Demo:
     """One run of the demo consumer."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        output: "Output | None" = None,
+        metrics: "Metrics | None" = None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self.options = options
+        self.metrics = metrics
+        self.tracer_provider = tracer_provider
         self.seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
         self.tally = Tally()
-        self.output = Output()
+        self.output = output or Output()
         self.epoch = 0
         """The server's present life; a delivery of an earlier one can be answered no more."""
 
@@ -120,10 +173,15 @@ class Demo:
         say = self.output.say
         say(f"Connecting to {options.target}, topic {options.topic}, subscription {options.subscription}")
         say(f"Dropping {options.drop_rate * 100:g} % on purpose; --seed {self.seed} tells the same story again")
-        async with ackstream.connect(options.target, connect_timeout=options.connect_timeout) as client:
+        async with ackstream.connect(
+            options.target, connect_timeout=options.connect_timeout, tracer_provider=self.tracer_provider
+        ) as client:
             consumer = client.consume(
                 options.topic, options.subscription, max_outstanding_messages=WINDOW, on_event=self.on_event
             )
+
+            if self.metrics:
+                self.metrics.watch_outstanding(lambda: consumer.outstanding)
 
             def leave() -> None:
                 consumer.stop(GRACE)
@@ -146,13 +204,20 @@ class Demo:
             else:
                 say("The stream has ended")
                 code = 0
+            finally:
+                if self.metrics:
+                    self.metrics.disconnected()
         say(str(self.tally))
         return code
 
     async def handle(self, delivery: ackstream.Delivery) -> None:
         """Receives one delivery and answers it, or not, as the seed decides."""
         say, tally = self.output.say, self.tally
+        began = time.perf_counter()
         key = (delivery.epoch, delivery.id)
+        if self.metrics:
+            self.metrics.received()
+        duplicate = tally.remembered.get(key, False)
         again = f" again (attempt {delivery.attempt})" if delivery.attempt > 1 else ""
         tally.receive(key)
         say(f"Received message {delivery.id}{again}: {shown(delivery.payload)}")
@@ -161,7 +226,11 @@ class Demo:
         if delivery.epoch != self.epoch:
             delivery.ack()  # which the library discards, and says so
             return
-        match self.decide(delivery.id, delivery.attempt):
+        decision = self.decide(delivery.id, delivery.attempt)
+        if self.metrics:
+            outcome = "duplicate" if duplicate and decision == "ack" else OUTCOMES[decision]
+            self.metrics.processed(outcome, time.perf_counter() - began)
+        match decision:
             case "ack":
                 delivery.ack()
                 tally.ack(key)
@@ -196,6 +265,8 @@ class Demo:
         match event:
             case ackstream.StreamOpened():
                 self.epoch = event.epoch
+                if self.metrics:
+                    self.metrics.connected(again=event.reconnected)
                 retries = "unlimited" if event.max_retries is None else event.max_retries
                 what = "Reconnected" if event.reconnected else "Connected"
                 self.output.say(
@@ -204,13 +275,20 @@ class Demo:
                 )
             case ackstream.StreamLost():
                 reason = printable(event.reason)
+                if self.metrics:
+                    self.metrics.disconnected()
                 self.output.say(
                     f"No stream to {event.target} ({reason}); trying again in {event.retry_in:.1f}s", YELLOW
                 )
             case ackstream.AnswersDiscarded():
                 self.tally.discarded += event.count
+                if self.metrics:
+                    self.metrics.discarded(event.count)
                 self.output.say(f"Discarded {event.count} answer(s) to messages of the server's earlier life", YELLOW)
 
+
+OUTCOMES = {"ack": "acked", "drop": "simulated_drop", "nack": "nacked", "fail": "failed"}
+"""What each decision is called in the metrics."""
 
 WRONG_NAME = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 """Statuses that mean a wrong --topic or --subscription."""

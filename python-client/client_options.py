@@ -15,6 +15,11 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 MAX_DURATION = 24 * 3600.0
 
+MAX_PORT = 65535
+
+# What an option means that has no default.
+WITHOUT = {"seed": "random", "metrics-listen": "off"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +35,7 @@ class Options:
     delay: float
     seed: int | None
     connect_timeout: float
+    metrics_listen: tuple[str, int] | None
 
 
 class BadOptions(Exception):
@@ -50,15 +56,16 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
         prog="client.py",
         description="Consumes a subscription, and drops, nacks, fails and delays deliveries on purpose.",
         epilog=f"Each option is also an environment variable, for example {ENVIRONMENT_PREFIX}DROP_RATE; a flag comes "
-        "first. Exit codes: 0 the server has finished, or SIGINT or SIGTERM; 64 a wrong option, or a topic or "
-        "subscription that the server does not have; 69 no server within the connect timeout, or it refused this "
-        "client; 70 a bug.",
+        "first. Traces go where the standard OTEL_* variables say, for example "
+        "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317. Exit codes: 0 the server has finished, or SIGINT or "
+        "SIGTERM; 64 a wrong option, or a topic or subscription that the server does not have; 69 no server within "
+        "the connect timeout, or it refused this client, or the metrics port cannot be had; 70 a bug.",
         allow_abbrev=False,
     )
     for key, (_, default, text) in OPTIONS.items():
         # Values stay text here: argparse would stop at the first wrong one. A flag without a value is "", judged later.
         parser.add_argument(
-            f"--{key}", nargs="?", const="", metavar="VALUE", help=f"{text} (default: {default or 'random'})"
+            f"--{key}", nargs="?", const="", metavar="VALUE", help=f"{text} (default: {default or WITHOUT[key]})"
         )
     flags, unknown = parser.parse_known_args(arguments)
 
@@ -120,9 +127,18 @@ def _name(text: str) -> str:
 
 def _target(text: str) -> str:
     match = re.fullmatch(r"([^:\s]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", text)
-    if match is None or not 1 <= int(match[2]) <= 65535:  # noqa: PLR2004 - the range of TCP ports
+    if match is None or not 1 <= int(match[2]) <= MAX_PORT:
         raise ValueError(f'{text!r} is not an address: it takes host:port, for example "localhost:50051"')
     return text
+
+
+def _listen(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([^:\s\[\]]*|\[[0-9a-fA-F:.]+\]):(\d{1,5})", text)
+    if match is None or int(match[2]) > MAX_PORT:
+        raise ValueError(
+            f'{text!r} is not an address: it takes host:port, for example "[::1]:9465", or ":9465" for all addresses'
+        )
+    return match[1].strip("[]"), int(match[2])
 
 
 # Each option's parser, its default as it would be typed, and its help.
@@ -137,6 +153,7 @@ OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "delay": (_duration, "0s", "how long each message is held before its answer, all at the same time"),
     "seed": (_seed, "", "decides which deliveries these are: the same seed tells the same story"),
     "connect-timeout": (_duration, "30s", "how long to go on without a server"),
+    "metrics-listen": (_listen, "", "where Prometheus may ask for metrics, for example [::1]:9465; port 0 picks one"),
 }
 
 

@@ -7,12 +7,15 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
+from opentelemetry.trace import TracerProvider
+
 from ackstream._consumer import Consumer
 from ackstream._errors import StreamEnded
 from ackstream._events import OnEvent
 from ackstream._proto import ackstream_pb2 as pb
 from ackstream._publications import Message
 from ackstream._publisher import MAX_UNANSWERED, Publisher
+from ackstream._tracing import ConsumerSpans, PublisherSpans
 from ackstream._transport import GrpcTransport, Transport
 
 __all__ = ["Client", "connect"]
@@ -32,6 +35,7 @@ def connect(
     *,
     client_id: str | None = None,
     connect_timeout: float | None = DEFAULT_CONNECT_TIMEOUT,
+    tracer_provider: TracerProvider | None = None,
 ) -> "Client":
     """Returns a client for the server at `target`, to be used as an async context manager.
 
@@ -44,11 +48,16 @@ def connect(
             id.
         connect_timeout: Seconds without a server after which `ServerUnreachable` is raised, at the start and again
             whenever the server is lost. None = never.
+        tracer_provider: Takes the spans: `send {topic}` for each publish, `process {topic}` for each delivery that is
+            handled, `ack` or `nack` for its answer. Default: the process's own, as it is when a stream opens; without
+            an OpenTelemetry SDK there are none.
     """
     if connect_timeout is not None and not connect_timeout >= 0:
         raise ValueError(f"connect_timeout is {connect_timeout!r}: it must be 0 or more seconds, or None")
     name = client_id if client_id is not None else f"{socket.gethostname()}-{os.getpid()}"
-    return Client(GrpcTransport(target), client_id=name, connect_timeout=connect_timeout)
+    return Client(
+        GrpcTransport(target), client_id=name, connect_timeout=connect_timeout, tracer_provider=tracer_provider
+    )
 
 
 class Client:
@@ -58,9 +67,17 @@ class Client:
     half-close.
     """
 
-    def __init__(self, transport: Transport, *, client_id: str, connect_timeout: float | None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        client_id: str,
+        connect_timeout: float | None,
+        tracer_provider: TracerProvider | None = None,
+    ) -> None:
         self._transport = transport
         self._client_id = client_id
+        self._tracer_provider = tracer_provider
         self._connect_timeout = connect_timeout
         self._consumers: list[Consumer] = []
         self._publishers: dict[str, Publisher] = {}
@@ -77,7 +94,8 @@ class Client:
         Args:
             topic: Where to publish.
             payload: The content; may be empty.
-            attributes: Names and values, delivered unchanged; see `Message`.
+            attributes: Names and values, delivered unchanged; see `Message`. Where spans are recorded, a `traceparent`
+                (and a `tracestate`) joins them, unless there is one or 64 names already.
             retry_for: Seconds during which a refusal that a retry may cure (a full backlog, a draining server) is
                 retried, with backoff and jitter. Default: the first refusal is raised.
 
@@ -168,6 +186,7 @@ class Client:
             max_extension=max_extension,
             connect_timeout=self._connect_timeout,
             on_event=on_event,
+            spans=ConsumerSpans(self._tracer_provider, self._client_id),
         )
         self._consumers = [other for other in self._consumers if not other.ended] + [consumer]
         return consumer
@@ -187,7 +206,11 @@ class Client:
         self._check_open()
         if topic not in self._publishers:
             self._publishers[topic] = Publisher(
-                self._transport, topic, client_id=self._client_id, connect_timeout=self._connect_timeout
+                self._transport,
+                topic,
+                client_id=self._client_id,
+                connect_timeout=self._connect_timeout,
+                spans=PublisherSpans(self._tracer_provider, topic, self._client_id),
             )
         return self._publishers[topic]
 

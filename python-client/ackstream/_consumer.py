@@ -18,6 +18,7 @@ from ackstream._holdings import Holdings
 from ackstream._inbox import Inbox
 from ackstream._link import LEAVE_TIMEOUT, Link
 from ackstream._proto import ackstream_pb2 as pb
+from ackstream._tracing import ConsumerSpans
 from ackstream._transport import StreamBroken, Transport
 
 __all__ = ["Consumer", "Handler"]
@@ -64,6 +65,7 @@ class Consumer:
         max_extension: float,
         connect_timeout: float | None,
         on_event: OnEvent | None,
+        spans: ConsumerSpans,
     ) -> None:
         if not 0 <= max_extension <= MAX_EXTENSION:
             raise ValueError(f"max_extension is {max_extension!r}: it must be from 0 to {MAX_EXTENSION:g} seconds")
@@ -72,6 +74,7 @@ class Consumer:
         self._max_extension = max_extension
         self._connect_timeout = connect_timeout
         self._listener = on_event
+        self._spans = spans
         self._backoff = Backoff()
         self._inbox = Inbox()
         self._holdings: Holdings | None = None
@@ -150,6 +153,11 @@ class Consumer:
         return delivery
 
     @property
+    def outstanding(self) -> int:
+        """How many deliveries the consumer holds, queued or handed out. May be asked from any thread."""
+        return 0 if self._holdings is None else self._holdings.count
+
+    @property
     def ended(self) -> bool:
         """Whether the consumer has left, or was never used and stopped."""
         if self._link is not None:
@@ -183,6 +191,7 @@ class Consumer:
             max_extension=self._max_extension,
             wake=lambda: self._link.wake() if self._link else None,
             on_event=self._tell,
+            spans=self._spans,
         )
         self._link = Link(
             self._transport,
@@ -195,6 +204,8 @@ class Consumer:
 
     def _close_inbox(self, task: asyncio.Task[None]) -> None:
         self._inbox.close()
+        if self._holdings is not None:
+            self._holdings.ended()
         if not task.cancelled():
             task.exception()  # raised by `run` or `async for`, if either is still there to hear it
 
@@ -202,21 +213,30 @@ class Consumer:
         assert self._holdings is not None, "set by _start"
         while (delivery := await self._inbox.take()) is not None:
             self._holdings.hand_over(delivery)
+            processing = delivery._processing
+            token = processing.enter() if processing is not None else None
             try:
                 await call(delivery)
             except Reject:
                 logger.debug("handler rejected %r", delivery)
                 delivery.nack(drop=True)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
+                if processing is not None:
+                    processing.fail(error)
                 delivery.leave()
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise
-            except Exception:
+            except Exception as error:
                 logger.exception("handler failed on %r: it is delivered again while retries are left", delivery)
+                if processing is not None:
+                    processing.fail(error)
                 delivery.nack()
             else:
                 delivery.ack()
+            finally:
+                if processing is not None and token is not None:
+                    processing.leave(token)
 
     async def _ended(self) -> None:
         """Waits for the end of the consumer, and raises what ended it."""

@@ -1,12 +1,16 @@
 """One handing-over of one message."""
 
+from contextvars import Token
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from opentelemetry.context import Context
+
 from ackstream._errors import Reject
 from ackstream._events import StreamOpened
 from ackstream._proto import ackstream_pb2 as pb
+from ackstream._tracing import Processing
 
 if TYPE_CHECKING:
     from ackstream._holdings import Holdings
@@ -31,7 +35,8 @@ class Delivery:
     them: an answer that comes too late is counted there and ignored.
 
     As a context manager it is acked when the block ends, nacked when it raises (the exception goes on), dropped when it
-    raises `Reject` (which ends there), and left to its deadline when it is cancelled.
+    raises `Reject` (which ends there), and left to its deadline when it is cancelled. Inside the block, as inside a
+    handler, the span `process {topic}` is the current one.
 
     Attributes:
         id: The message's id: unique and rising within an epoch, the same in every subscription.
@@ -41,8 +46,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_answered", "_expires_at", "_handed", "_holdings", "_nanos", "_received_at", "_review_at", "_seconds",
-        "_stream", "attempt", "attributes", "id", "payload",
+        "_answered", "_expires_at", "_handed", "_holdings", "_nanos", "_processing", "_received_at", "_review_at",
+        "_seconds", "_stream", "_token", "_trace_context", "attempt", "attributes", "id", "payload",
     )  # fmt: skip
 
     def __init__(self, message: pb.DataMessage, stream: StreamOpened, holdings: "Holdings", now: float) -> None:
@@ -62,6 +67,10 @@ class Delivery:
         self._review_at = now + stream.ack_deadline / 2
         self._handed = False
         self._answered = False
+        # Set where somebody listens to spans: on arrival, when it is handed over, in an `async with` block.
+        self._trace_context = ""
+        self._processing: Processing | None = None
+        self._token: Token[Context] | None = None
 
     @property
     def published_at(self) -> datetime:
@@ -124,21 +133,27 @@ class Delivery:
         self._holdings.leave(self)
 
     async def __aenter__(self) -> Self:
+        if self._processing is not None:
+            self._token = self._processing.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> bool:
+        processing = self._processing
+        if processing is not None and exception is not None and not isinstance(exception, Reject):
+            processing.fail(exception)
         if exception is None:
             self.ack()
         elif isinstance(exception, Reject):
             self.nack(drop=True)
-            return True
         elif isinstance(exception, Exception):
             self.nack()
         else:
             self.leave()
-        return False
+        if processing is not None and self._token is not None:
+            processing.leave(self._token)
+        return isinstance(exception, Reject)
 
     def __repr__(self) -> str:
         return (

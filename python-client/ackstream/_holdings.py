@@ -16,11 +16,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 
 from google.protobuf.duration_pb2 import Duration
+from opentelemetry.trace import Span
 
 from ackstream._delivery import Delivery
 from ackstream._events import AnswersDiscarded, OnEvent, StreamOpened
 from ackstream._inbox import Inbox
 from ackstream._proto import ackstream_pb2 as pb
+from ackstream._tracing import DISCARDED, EXPIRED, LEFT, NACKED, REJECTED, RELEASED, ConsumerSpans, end_answers
 
 UNLIMITED_RETRIES = 2**32 - 1
 """What `Opened.max_retries` says for "unlimited" (wire contract)."""
@@ -47,6 +49,7 @@ class Holdings:
         max_extension: float,
         wake: Callable[[], None],
         on_event: OnEvent,
+        spans: ConsumerSpans,
     ) -> None:
         self._open_frame = open_frame
         self._target = target
@@ -54,6 +57,7 @@ class Holdings:
         self._max_extension = max_extension
         self._wake = wake
         self._on_event = on_event
+        self._spans = spans
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -68,6 +72,9 @@ class Holdings:
         self._extends: list[tuple[Delivery, float | None]] = []
         # The acks of the last `frames`: written once it is called again.
         self._writing: list[int] = []
+        # Of the answers that the next `frames` takes.
+        self._ack_spans: list[Span] = []
+        self._nack_spans: list[Span] = []
 
     # What the application does
 
@@ -76,6 +83,10 @@ class Holdings:
         delivery._handed = True
         if self._held.get(delivery.id) is delivery:
             self._handed += 1
+        if self._spans.tracer is not None:
+            delivery._processing = self._spans.process(
+                delivery.id, delivery.attempt, delivery._trace_context, delivery.attributes
+            )
 
     def ack(self, delivery: Delivery) -> None:
         if self._elsewhere(self.ack, delivery) or delivery._answered:
@@ -86,6 +97,8 @@ class Holdings:
         held = self._release(delivery.id)
         if held is not None:
             held._answered = True  # the message is done, also where a later attempt is held
+        if delivery._processing is not None or held is not delivery:
+            self._trace_ack(delivery, held)
         if not self._acks:
             self._wake()
         # It names no attempt: the work is done, whichever attempt is outstanding, and many fit into one frame.
@@ -95,9 +108,17 @@ class Holdings:
         if self._elsewhere(self.nack, delivery, delay, drop) or delivery._answered:
             return
         delivery._answered = True
-        if self._is_stranger(delivery) or self._held.get(delivery.id) is not delivery:
+        if self._is_stranger(delivery):
+            return
+        processing = delivery._processing
+        if self._held.get(delivery.id) is not delivery:
+            if processing is not None:
+                processing.answer(None, EXPIRED)
             return
         self._release(delivery.id)
+        sending = processing.answer("nack", REJECTED if drop else NACKED) if processing is not None else None
+        if sending is not None:
+            self._nack_spans.append(sending)
         nack = pb.Nack(ack_id=delivery.id, delivery_attempt=delivery.attempt, drop=drop)
         if delay is not None:
             nack.delay.CopyFrom(_duration(delay))
@@ -118,6 +139,13 @@ class Holdings:
         delivery._answered = True
         if self._held.get(delivery.id) is delivery:
             self._release(delivery.id)
+        if delivery._processing is not None:
+            delivery._processing.answer(None, LEFT)
+
+    @property
+    def count(self) -> int:
+        """How many deliveries are held."""
+        return len(self._held)
 
     async def none_handed(self) -> None:
         """Returns when the application holds no delivery."""
@@ -142,12 +170,16 @@ class Holdings:
             server_version=opened.server_version,
             reconnected=before is not None,
         )
+        self._spans.opened(opened.topic, opened.subscription)
         self._on_event(self._stream)
         if before is not None and before.epoch != opened.epoch:
             self._discard(len(self._acks) + len(self._nacks) + len(self._extends))
             self._acks.clear()
+            end_answers(self._ack_spans, DISCARDED)
+            end_answers(self._nack_spans, DISCARDED)
         # Only the stream that holds a delivery can nack or extend it, and that one is gone.
         self._nacks.clear()
+        end_answers(self._nack_spans, RELEASED)
         self._extends.clear()
 
     def received(self, frame: pb.StreamMessage, now: float) -> None:
@@ -161,6 +193,9 @@ class Holdings:
     def frames(self, now: float) -> list[pb.StreamMessage]:
         frames: list[pb.StreamMessage] = []
         self._writing = self._acks
+        if self._ack_spans or self._nack_spans:
+            end_answers(self._ack_spans)
+            end_answers(self._nack_spans)
         if self._acks:
             frames += (pb.StreamMessage(ack_batch=pb.AckBatch(ack_ids=ids)) for ids in _chunks(self._acks))
             self._acks = []
@@ -181,9 +216,16 @@ class Holdings:
         self._writing = []
         # The server has released them all and delivers them anew. Those that the application has can still be acked.
         self._inbox.clear()
+        self._give_up_all()
         self._held.clear()
         self._handed = 0
         self._tell_none_handed()
+
+    def ended(self) -> None:
+        """Learns that no stream will follow."""
+        self._give_up_all()
+        end_answers(self._ack_spans, RELEASED)
+        end_answers(self._nack_spans, RELEASED)
 
     # Helpers
 
@@ -194,6 +236,7 @@ class Holdings:
         if not held:
             self._wake()  # the writer waits without a timer: see `due`
         fresh: list[Delivery] = []
+        traced = self._spans.tracer is not None
         for message in messages:
             delivery = held.pop(message.id, None)
             if delivery is None:
@@ -202,11 +245,14 @@ class Holdings:
             elif delivery._handed:
                 # The deadline had passed. The attempt that the application has can still be acked.
                 self._handed -= 1
+                self._give_up(delivery, EXPIRED)
                 delivery = Delivery(message, stream, self, now)
                 fresh.append(delivery)
             else:
                 # The deadline had passed in the queue: the new attempt keeps the place of the old one.
                 delivery._renew(message, stream, now)
+            if traced:
+                delivery._trace_context = message.trace_context
             held[delivery.id] = delivery
         self._inbox.put(fresh)
 
@@ -229,6 +275,7 @@ class Holdings:
                 delivery._expires_at = now + stream.ack_deadline
             if delivery._expires_at <= now:
                 self._release(delivery.id)
+                self._give_up(delivery, EXPIRED)
                 continue
             delivery._review_at = now + half
             self._held.move_to_end(delivery.id)
@@ -264,10 +311,32 @@ class Holdings:
         if waiting is not None and not self._handed and not waiting.done():
             waiting.set_result(None)
 
+    def _trace_ack(self, delivery: Delivery, held: Delivery | None) -> None:
+        """Makes the spans of an ack, for the attempt that it is of and the one that it takes with it."""
+        if held is not None and held is not delivery and held._processing is not None:
+            held._processing.answer(None)
+        processing = delivery._processing
+        if processing is not None:
+            # One that is held no more was given up, and says so itself.
+            in_time = self._loop.time() <= delivery._expires_at
+            sending = processing.answer("ack", None if in_time else EXPIRED)
+            if sending is not None:
+                self._ack_spans.append(sending)
+
+    def _give_up_all(self) -> None:
+        for delivery in self._held.values():
+            self._give_up(delivery, RELEASED)
+
+    def _give_up(self, delivery: Delivery, error: str) -> None:
+        if delivery._processing is not None:
+            delivery._processing.give_up(error)
+
     def _is_stranger(self, delivery: Delivery) -> bool:
         """Whether the delivery's epoch is over; counts the answer that is discarded with it."""
         if self._stream is not None and delivery._stream.epoch == self._stream.epoch:
             return False
+        if delivery._processing is not None and delivery._answered:
+            delivery._processing.answer(None, DISCARDED)
         self._discard(1)
         return True
 

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import grpc
 
@@ -17,6 +18,8 @@ MAX_BATCH_BYTES = 1024 * 1024
 
 MAX_BATCH_MESSAGES = 1_000
 """Answers to publishes, and messages, in one frame."""
+
+NO_CONTEXT: Mapping[str, str] = MappingProxyType({})
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -38,13 +41,25 @@ class Message:
 class Publication:
     """One publish and its answer, the message's id."""
 
-    __slots__ = ("answer", "data", "size")
+    __slots__ = ("_trace_context", "answer", "data", "size")
 
-    def __init__(self, number: int, message: Message, answer: asyncio.Future[int]) -> None:
+    def __init__(
+        self, number: int, message: Message, trace_context: Mapping[str, str], answer: asyncio.Future[int]
+    ) -> None:
         self.data = pb.DataMessage(id=number, payload=message.payload, attributes=message.attributes)
-        attributes = message.attributes.items()
-        self.size = len(message.payload) + sum(len(name.encode()) + len(value.encode()) for name, value in attributes)
+        self.size = len(message.payload) + _size(message.attributes)
         self.answer = answer
+        self._trace_context = trace_context
+        if trace_context:
+            self.data.attributes.update(trace_context)
+            self.size += _size(trace_context)
+
+    def drop_trace_context(self) -> None:
+        """Travels without its trace context: the message is what the application gave, and no larger."""
+        for name in self._trace_context:
+            del self.data.attributes[name]
+        self.size -= _size(self._trace_context)
+        self._trace_context = {}
 
 
 class Publications:
@@ -68,11 +83,14 @@ class Publications:
         """Takes back the room of a publish that does not happen."""
         self._room.release()
 
-    def add(self, message: Message) -> asyncio.Future[int]:
-        """Takes a publish; returns its answer to come: the message's id, or an AckstreamError."""
+    def add(self, message: Message, trace_context: Mapping[str, str] = NO_CONTEXT) -> asyncio.Future[int]:
+        """Takes a publish; returns its answer to come: the message's id, or an AckstreamError.
+
+        What `trace_context` names joins the message's attributes.
+        """
         self._last_number += 1
         try:
-            publication = Publication(self._last_number, message, self._loop.create_future())
+            publication = Publication(self._last_number, message, trace_context, self._loop.create_future())
         except BaseException:
             self.give_back()
             raise
@@ -119,6 +137,8 @@ class Publications:
             if publication.answer.done():  # its publisher was cancelled before it was sent
                 self._forget(publication.data.id)
                 continue
+            if publication.size > self._max_message_bytes:
+                publication.drop_trace_context()
             # Refused here: a frame beyond what the server reads at all would end the stream with every publish on it.
             if publication.size > self._max_message_bytes:
                 sentence = (
@@ -158,3 +178,7 @@ class Publications:
         if publication is not None:
             self._room.release()
         return publication
+
+
+def _size(attributes: Mapping[str, str]) -> int:
+    return sum(len(name.encode()) + len(value.encode()) for name, value in attributes.items())

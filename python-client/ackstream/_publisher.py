@@ -1,6 +1,7 @@
 """Publishes to one topic over a stream of its own."""
 
 import asyncio
+import functools
 import logging
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -9,6 +10,7 @@ from ackstream._backoff import Backoff
 from ackstream._errors import AckstreamError, PublishRefused, StreamEnded
 from ackstream._link import Link
 from ackstream._publications import Message, Publications
+from ackstream._tracing import PublisherSpans, end_sending
 from ackstream._transport import StreamBroken, Transport
 
 logger = logging.getLogger("ackstream")
@@ -21,10 +23,19 @@ stream."""
 class Publisher:
     """The publishes of one client to one topic. Its stream opens with the first of them."""
 
-    def __init__(self, transport: Transport, topic: str, *, client_id: str, connect_timeout: float | None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        topic: str,
+        *,
+        client_id: str,
+        connect_timeout: float | None,
+        spans: PublisherSpans,
+    ) -> None:
         self._transport = transport
         self._topic = topic
         self._connect_timeout = connect_timeout
+        self._spans = spans
         self._publications = Publications(topic, client_id, MAX_UNANSWERED)
         self._link: Link | None = None
         self._closed = False
@@ -73,11 +84,18 @@ class Publisher:
             self._publications.give_back()
             raise StreamEnded("the client is closed")
         if self._link is None:
+            self._spans.opening()
             self._link = Link(
                 self._transport, self._publications, connect_timeout=self._connect_timeout, on_lost=self._log_lost
             )
             self._link.task.add_done_callback(self._end)
-        answer = self._publications.add(message)
+        traced = self._spans.send(message.attributes)
+        if traced is None:
+            answer = self._publications.add(message)
+        else:
+            span, trace_context = traced
+            answer = self._publications.add(message, trace_context)
+            answer.add_done_callback(functools.partial(end_sending, span))
         self._link.wake()
         return answer
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry.trace import TracerProvider
 
 import ackstream
 from ackstream._proto import ackstream_pb2 as pb
@@ -74,8 +75,8 @@ class FakeStream:
             )
         )
 
-    def deliver(self, *ids: int, attempt: int = 1) -> None:
-        messages = [delivery(message_id, attempt) for message_id in ids]
+    def deliver(self, *ids: int, attempt: int = 1, trace_context: str = "") -> None:
+        messages = [delivery(message_id, attempt, trace_context) for message_id in ids]
         if len(messages) == 1:
             self.send(pb.StreamMessage(data=messages[0]))
         else:
@@ -139,8 +140,12 @@ class FakeServer:
             stream.break_off(self.down, self.down_reason)
         return stream
 
-    def client(self, *, connect_timeout: float | None = 30.0) -> ackstream.Client:
-        return ackstream.Client(self, client_id="test", connect_timeout=connect_timeout)
+    def client(
+        self, *, connect_timeout: float | None = 30.0, tracer_provider: TracerProvider | None = None
+    ) -> ackstream.Client:
+        return ackstream.Client(
+            self, client_id="test", connect_timeout=connect_timeout, tracer_provider=tracer_provider
+        )
 
     async def next_stream(self) -> FakeStream:
         """Returns the next stream that a client opens, once its first frame is there; passes over failed attempts."""
@@ -152,7 +157,7 @@ class FakeServer:
             await asyncio.sleep(0.001)
 
 
-def delivery(message_id: int, attempt: int = 1) -> pb.DataMessage:
+def delivery(message_id: int, attempt: int = 1, trace_context: str = "") -> pb.DataMessage:
     accepted = Timestamp()
     accepted.FromDatetime(ACCEPTED_AT)
     return pb.DataMessage(
@@ -162,4 +167,5 @@ def delivery(message_id: int, attempt: int = 1) -> pb.DataMessage:
         requires_ack=True,
         delivery_attempt=attempt,
         attributes={"kind": "test"},
+        trace_context=trace_context,
     )

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from opentelemetry.trace import TracerProvider
 
 import ackstream
 import client as demo
+from client_metrics import Metrics
 from client_options import BadOptions, Options, parse_options
 from tests.fake_server import FakeServer, FakeStream
 from tests.virtual_time import everything_that_needs_no_time
@@ -36,6 +38,7 @@ def test_the_defaults_drop_10_percent_of_the_topic_demo_on_this_machine() -> Non
         delay=0.0,
         seed=None,
         connect_timeout=30.0,
+        metrics_listen=None,
     )
 
 
@@ -165,10 +168,16 @@ class Demonstration:
 
 @asynccontextmanager
 async def demonstrating(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, *arguments: str
+    server: FakeServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *arguments: str,
+    metrics: Metrics | None = None,
+    tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Demonstration]:
-    monkeypatch.setattr(ackstream, "connect", lambda _, connect_timeout: server.client(connect_timeout=connect_timeout))
-    task = asyncio.create_task(demo.Demo(options("--seed=1", *arguments)).run())
+    monkeypatch.setattr(ackstream, "connect", lambda _, **how: server.client(**how))
+    task = asyncio.create_task(
+        demo.Demo(options("--seed=1", *arguments), metrics=metrics, tracer_provider=tracer_provider).run()
+    )
     stream = await server.next_stream()
     stream.accept()
     await everything_that_needs_no_time()

@@ -250,6 +250,25 @@ async def test_the_demo_client_goes_on_with_a_restarted_server() -> None:
     assert received(client) == [1, 2, 3]
 
 
+async def test_the_demo_client_and_a_publisher_go_on_after_a_server_that_was_asked_to_stop() -> None:
+    async with AsyncExitStack() as stack:
+        first, target = await stack.enter_async_context(server("serve"))
+        client = await stack.enter_async_context(demo_client(target, "--drop-rate", "0"))
+        publisher = await stack.enter_async_context(ackstream.connect(target))
+        await client.line("Connected to")
+        await publisher.publish_many("demo", [b"before"] * 3)
+        await client.line("Sent ACK", count=3)
+        first.terminate()
+        assert await first.exit_code() == 0
+        await client.line("No stream to")
+        await stack.enter_async_context(server("serve", listen=target))
+        await publisher.publish_many("demo", [b"after"] * 3)
+        await client.line("Sent ACK", count=6)
+        client.terminate()
+        assert await client.exit_code() == 0
+    assert received(client) == [1, 2, 3, 1, 2, 3]
+
+
 async def test_the_demo_client_names_a_wrong_subscription_and_ends_with_64() -> None:
     async with server("serve") as (_, target), demo_client(target, "--subscription", "nope") as client:
         assert await client.exit_code() == 64

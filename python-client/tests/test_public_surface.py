@@ -40,7 +40,7 @@ DERIVED = ["published_at", "subscription", "topic"]
     ("name", "methods"),
     [
         ("Client", ["consume", "publish", "publish_many"]),
-        ("Consumer", ["ended", "run", "stop"]),
+        ("Consumer", ["ended", "outstanding", "run", "stop"]),
         ("Delivery", ["ack", "attempt", "attributes", "epoch", "extend", "id", "leave", "nack", "payload", *DERIVED]),
     ],
 )  # fmt: skip

@@ -1,0 +1,3 @@
+"""The one version of crate, wheel, image and changelog."""
+
+VERSION = "0.1.0"
