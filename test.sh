@@ -102,7 +102,7 @@ obstacle() {
   case $1 in
     format | clippy | rustdoc | rust | release) command -v cargo >/dev/null || echo "no cargo" ;;
     venv) python >/dev/null || echo "no Python 3.11 or newer with venv" ;;
-    *) [ -x "$venv/bin/python" ] || echo "no virtual environment" ;;
+    *) [ -x "$venv/bin/python" ] || step_venv >/dev/null 2>&1 || echo "no virtual environment can be made" ;;
   esac
 }
 

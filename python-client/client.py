@@ -308,7 +308,10 @@ class Output:
         try:
             # ASCII where the terminal knows no more; a failing print would fail the message.
             encoding = sys.stdout.encoding or "ascii"
-            print(PREFIX, line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+            line = line.encode(encoding, "backslashreplace").decode(encoding)
+            # One write a line, also where stdout is not buffered: another process may write to the same terminal.
+            sys.stdout.write(f"{PREFIX} {line}\n")
+            sys.stdout.flush()
         except BrokenPipeError:
             # The interpreter flushes stdout when it ends: let it be into nothing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -96,8 +96,8 @@ class Consumer:
             concurrency: How many deliveries are handled at the same time, from 1.
 
         Raises:
-            StreamRefused: The server does not want this consumer, for example because it does not know the
-            subscription. ServerUnreachable: No server could be had for `connect_timeout` seconds.
+            StreamRefused: The server does not want this consumer: it does not know the subscription, for example.
+            ServerUnreachable: No server could be had for `connect_timeout` seconds.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency!r}: it must be 1 or more")

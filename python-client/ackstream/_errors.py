@@ -3,9 +3,9 @@
 AckstreamError
 ├── ServerUnreachable   no server could be had within `connect_timeout`                   a retry helps, later
 ├── StreamRefused       the server says that this client is wrong: unknown topic, ...     a retry does not help
-├── StreamEnded         the server has finished, or this client was closed, before a
-│                       publish had its answer: it may be stored                          a retry helps where a server
-is left └── PublishRefused      the server did not take one publish: nothing of it is stored      `retryable` says
+├── StreamEnded         the server has finished, or this client was closed, before a      a retry helps where a
+│                       publish had its answer: it may be stored                          server is left
+└── PublishRefused      the server did not take one publish: nothing of it is stored      `retryable` says
 
 Reject                  no error: raised by a handler to give its message up
 """
