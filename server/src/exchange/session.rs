@@ -63,6 +63,7 @@ impl Session {
         &self,
         opened: Opened,
         max_batch: usize,
+        client_id: &str,
         attach: Option<(Arc<Subscription>, Attachment)>,
     ) -> Option<Receiver> {
         let mut state = self.lock();
@@ -73,6 +74,7 @@ impl Session {
             let mut locked = subscription.lock();
             let now = locked.now;
             let consumer = locked.attach(attachment, now);
+            locked.observer_mut().name(consumer, client_id);
             drop(locked);
             Receiver { subscription, consumer, auto_ack: attachment.auto_ack, max_batch }
         });
