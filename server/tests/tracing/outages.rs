@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use ackstream::proto::Open;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -49,6 +50,22 @@ async fn a_collector_that_refuses_costs_no_message_and_what_was_lost_is_counted(
     memory.server.flush_traces(Duration::from_secs(30)).await;
     assert_eq!(memory.server.trace_counts().export_failed(), 40);
     assert_eq!(collector.spans().len(), 0);
+}
+
+#[tokio::test]
+async fn something_that_is_no_collector_costs_no_message_and_what_was_lost_is_counted() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let memory = memory(listener.local_addr().unwrap(), Duration::from_millis(300)).await;
+    let web_server = tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await; // the other side may be gone
+        }
+    });
+    deliver(&memory, 20).await;
+    memory.server.flush_traces(Duration::from_secs(30)).await;
+    assert_eq!(memory.server.trace_counts().export_failed(), 40);
+    web_server.abort();
 }
 
 #[tokio::test]
