@@ -5,6 +5,7 @@
 
 mod binary;
 mod collector;
+mod jaeger;
 mod outages;
 mod sampling;
 mod trees;
