@@ -59,6 +59,7 @@ impl Traces {
         self.consumers.name(consumer, client_id);
     }
 
+    #[inline] // a clean message passes here four times
     pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>) {
         match event {
             Event::Published { message, .. } => {
@@ -67,6 +68,10 @@ impl Traces {
                 }
             }
             Event::Ended { at, message, consumer, sent_at, outcome: Outcome::Acked } => {
+                let clean = message.history.is_empty();
+                if clean && self.contexts.sampled(message.id, &message.body.as_ref().attributes).is_none() {
+                    return;
+                }
                 let last = Attempt {
                     number: message.attempts,
                     outcome: Outcome::Acked,
@@ -92,17 +97,16 @@ impl Traces {
         }
     }
 
-    /// A message is settled. `last` is its last delivery where that was acked; all others are in the history.
+    #[cold]
+    /// A message is settled and to be traced. `last` is its last delivery where that was acked; all others are in the history.
     fn settled<M: AsRef<Message>>(&self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
-        let trace = self.contexts.trace(message.id, &message.body.as_ref().attributes);
+        let attributes = &message.body.as_ref().attributes;
         let kind = match end {
             End::Dropped(DropReason::MaxRetries | DropReason::Rejected) => Kind::Dropped,
             End::Acked { .. } if message.history.is_empty() => Kind::Clean,
             End::Acked { .. } => Kind::Retried,
         };
-        if kind == Kind::Clean && !self.contexts.samples(&trace) {
-            return;
-        }
+        let trace = self.contexts.trace(message.id, attributes);
         let attempts = message.history.iter().copied().chain(last);
         let counts = &self.tracing.counts;
         if !self.tracing.limits.admit(kind, at) {
