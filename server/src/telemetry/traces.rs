@@ -7,6 +7,7 @@ mod context;
 mod environment;
 mod exporter;
 mod limits;
+mod outage;
 mod spans;
 
 use std::sync::Arc;

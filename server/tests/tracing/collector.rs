@@ -130,14 +130,14 @@ pub(crate) fn settings(collector: SocketAddr) -> TraceSettings {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 pub(crate) fn values(attributes: &[KeyValue]) -> BTreeMap<String, String> {
-    let text = |value: &AnyValue| match value.value.as_ref().unwrap() {
-        Value::StringValue(text) => text.clone(),
-        Value::IntValue(number) => number.to_string(),
-        Value::BoolValue(flag) => flag.to_string(),
+    let text = |value: &AnyValue| match value.value.as_ref() {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        Some(Value::BoolValue(flag)) => flag.to_string(),
         other => panic!("an attribute that nobody expects: {other:?}"),
     };
     attributes.iter().map(|pair| (pair.key.clone(), text(pair.value.as_ref().unwrap()))).collect()

@@ -54,8 +54,8 @@ async fn with_sampling_at_0_clean_messages_export_nothing_and_a_retried_one_is_t
     for (id, contexts) in contexts {
         let flags: Vec<&str> = contexts.iter().map(|context| &context[52..]).collect();
         assert_eq!(flags, if id == 7 { &["-00", "-01"][..] } else { &["-00"] });
-        let traced = traces.values().flatten().filter(|span| hex(&span.trace_id) == contexts[0][3..35]);
-        assert_eq!(traced.count(), if id == 7 { 3 } else { 0 });
+        let spans = traces.values().flatten().filter(|span| hex(&span.trace_id) == contexts[0][3..35]);
+        assert_eq!(spans.count(), if id == 7 { 3 } else { 0 });
     }
     assert_eq!(memory.server.trace_counts().spans_dropped(), 0, "what was not asked for is not lost");
 }

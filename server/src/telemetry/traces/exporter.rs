@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::outage::Outage;
 use super::spans::Record;
 use super::{Limits, TraceSettings, Tracing};
 use crate::telemetry::TraceCounts;
@@ -28,8 +29,6 @@ const BATCH_RECORDS: usize = 128;
 const BATCH_SPANS: usize = 512;
 /// How long the first trace of a batch waits for others.
 const BATCH_DELAY: Duration = Duration::from_millis(500);
-/// An outage is reported no sooner than this after the last one, so that a collector that comes and goes fills no log.
-const REPORT_EVERY: Duration = Duration::from_mins(1);
 
 /// Exports traces until it is told to end.
 #[derive(Debug)]
@@ -78,8 +77,7 @@ impl Exporter {
             endpoint: settings.endpoint.clone(),
             timeout: settings.timeout,
             counts: Arc::clone(&counts),
-            outage: None,
-            reported: None,
+            outage: Outage::default(),
         };
         let limits = Arc::new(Limits::new(traces_per_second));
         let tracing = Tracing { sampler: settings.sampler, queue: send, limits, counts: Arc::clone(&counts) };
@@ -128,10 +126,7 @@ struct Task {
     endpoint: String,
     timeout: Duration,
     counts: Arc<TraceCounts>,
-    /// Since when the collector has taken nothing.
-    outage: Option<Instant>,
-    /// When an outage was reported last.
-    reported: Option<Instant>,
+    outage: Outage,
 }
 
 impl Task {
@@ -184,36 +179,20 @@ impl Task {
         match result {
             Ok(()) => {
                 self.counts.count_exported(count);
-                self.say_that_it_is_over();
+                if self.outage.succeeded() {
+                    info!("Traces are exported to {} again", self.endpoint);
+                }
             }
             Err(why) => {
                 self.counts.count_export_failed(count);
-                self.say_that_it_fails(&why);
+                if self.outage.failed(Instant::now()) {
+                    let why: String = why.chars().take(200).flat_map(char::escape_debug).collect(); // it may be the collector's text
+                    warn!(
+                        "Traces cannot be exported to {}: {why}. Messages are not affected; lost spans are counted",
+                        self.endpoint
+                    );
+                }
             }
-        }
-    }
-
-    /// Once an outage.
-    fn say_that_it_fails(&mut self, why: &str) {
-        let now = Instant::now();
-        if self.outage.is_some() {
-            return;
-        }
-        self.outage = Some(now);
-        if self.reported.is_none_or(|reported| now - reported >= REPORT_EVERY) {
-            self.reported = Some(now);
-            let why: String = why.chars().take(200).flat_map(char::escape_debug).collect(); // it may be the collector's own text
-            warn!(
-                "Traces cannot be exported to {}: {why}. Messages are not affected; lost spans are counted, and this is said once",
-                self.endpoint
-            );
-        }
-    }
-
-    fn say_that_it_is_over(&mut self) {
-        let Some(since) = self.outage.take() else { return };
-        if self.reported.is_some_and(|reported| reported >= since) {
-            info!("Traces are exported to {} again", self.endpoint);
         }
     }
 }
