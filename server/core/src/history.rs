@@ -32,10 +32,21 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::Attempt;
+    use crate::messages::Slot;
+    use crate::slab::Entry;
 
     #[test]
     fn an_attempt_costs_32_bytes() {
         assert_eq!(size_of::<Attempt>(), 32);
+    }
+
+    #[test]
+    fn an_unacked_message_costs_at_most_128_bytes_besides_its_body() {
+        // The body is a pointer; to the slab's entry comes a key in the index, twice where its pages are half full.
+        let bytes = size_of::<Entry<Slot<Arc<()>>>>() + 2 * size_of::<u32>();
+        assert!(bytes <= 128, "{bytes}");
     }
 }

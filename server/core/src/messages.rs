@@ -248,15 +248,3 @@ impl<M> Messages<M> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::Slot;
-    use crate::slab::Entry;
-
-    #[test]
-    fn an_unacked_message_costs_at_most_128_bytes_besides_its_body() {
-        // A pointer for the body; the slab's entry, and the index' key at its worst fill but one: half a page.
-        assert!(size_of::<Entry<Slot<std::sync::Arc<()>>>>() + 2 * size_of::<u32>() <= 128);
-    }
-}
