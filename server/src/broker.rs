@@ -156,18 +156,9 @@ impl Broker {
 }
 
 impl Topic {
-    /// A topic whose store begins empty: its epoch is drawn here.
-    ///
-    /// # Errors
-    ///
-    /// Where the system has no random numbers.
-    pub fn new(
-        name: String,
-        max_message_bytes: u64,
-        subscriptions: Vec<Arc<Subscription>>,
-    ) -> Result<Self, getrandom::Error> {
-        let ids = Mutex::default();
-        Ok(Self { name, epoch: getrandom::u64()?, max_message_bytes, ids, subscriptions })
+    /// A topic whose store begins empty, and whose epoch was drawn for it.
+    pub fn new(name: String, epoch: u64, max_message_bytes: u64, subscriptions: Vec<Arc<Subscription>>) -> Self {
+        Self { name, epoch, max_message_bytes, ids: Mutex::default(), subscriptions }
     }
 
     /// Its name.

@@ -122,6 +122,8 @@ impl Config {
             max_message_bytes,
             limits,
             log_lines_per_second: values.get("log_lines_per_second", values::number),
+            traces: None, // the standard variables of OpenTelemetry say how
+            traces_per_second: values.get("traces_per_second", values::number),
             demo_count: count.map(NonZeroU64::get),
         };
         let config = Self {

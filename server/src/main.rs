@@ -8,6 +8,7 @@ use ackstream::cli::{self, Invocation, Wanted};
 use ackstream::config::{Config, Layers};
 use ackstream::exchange::Ending;
 use ackstream::server::Server;
+use ackstream::telemetry::Environment;
 use ackstream::{generator, listener, logging};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,8 @@ const EX_USAGE: u8 = 64;
 const EX_UNAVAILABLE: u8 = 69;
 /// A bug of ours.
 const EX_SOFTWARE: i32 = 70;
+/// How long the collector may take for the last traces.
+const FLUSH_GRACE: Duration = Duration::from_secs(2);
 /// How long clients may take to read the end of their streams.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
@@ -31,10 +34,15 @@ fn main() -> ExitCode {
         }
     };
     let config = Config::load(&Layers::read(file, std::env::vars_os(), flags));
-    let config = match config {
-        Ok(config) if problems.is_empty() => config,
-        result => {
-            problems.extend(result.err().into_iter().flatten());
+    let environment = Environment::read(std::env::vars_os());
+    let (config, ignored) = match (config, environment) {
+        (Ok(mut config), Ok(environment)) if problems.is_empty() => {
+            config.settings.traces = environment.traces;
+            (config, environment.ignored)
+        }
+        (config, environment) => {
+            problems.extend(config.err().into_iter().flatten());
+            problems.extend(environment.err().into_iter().flatten());
             for problem in problems {
                 eprintln!("ackstream: {problem}");
             }
@@ -47,11 +55,11 @@ fn main() -> ExitCode {
     fail_stop();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_or_else(
         |error| unavailable(&format!("cannot start a runtime: {error}")),
-        |runtime| runtime.block_on(run(command, config)),
+        |runtime| runtime.block_on(run(command, config, &ignored)),
     )
 }
 
-async fn run(command: Wanted, config: Config) -> ExitCode {
+async fn run(command: Wanted, config: Config, ignored: &[String]) -> ExitCode {
     let log = logging::start(config.log_format, config.log_level);
     let bound = config.listen.bind().and_then(|listener| listener.local_addr().map(|address| (listener, address)));
     let (listener, address) = match bound {
@@ -66,6 +74,9 @@ async fn run(command: Wanted, config: Config) -> ExitCode {
         Err(error) => return unavailable(&format!("the system has no random numbers: {error}")),
     };
     info!("Starting gRPC server on {address}");
+    if !ignored.is_empty() {
+        warn!("Set, but not supported by this server: {}", ignored.join(", "));
+    }
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
     connections.spawn(listener::accept(listener, server.routes(), stop.clone(), connections.clone()));
     connections.close();
@@ -98,6 +109,7 @@ async fn close(ending: Ending, config: &Config, server: &Server, stop: &Cancella
     if tokio::time::timeout(CLOSING_GRACE, connections.wait()).await.is_err() {
         info!("Closing {} connections whose clients did not read to the end", connections.len());
     }
+    server.flush_traces(FLUSH_GRACE).await;
 }
 
 /// Returns when there is nothing more to do: for a demo with an end, when all of its messages are settled.

@@ -15,7 +15,7 @@ use crate::exchange::{DEFAULT_NAME, Ending, Exchange, StreamLimits};
 use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::message_stream_server::MessageStreamServer;
 use crate::subscription::Subscription;
-use crate::telemetry::{Lines, Progress, Watch};
+use crate::telemetry::{Exporter, Lines, Progress, TraceCounts, TraceSettings, Traces, Watch};
 
 /// A frame may be larger than a message by so much: batches of publishes come in one.
 const FRAME_OVER_MESSAGE: u64 = 4 << 20;
@@ -34,6 +34,10 @@ pub struct Settings {
     pub limits: StreamLimits,
     /// At most so many log lines a second about single messages of one subscription.
     pub log_lines_per_second: u32,
+    /// How to trace messages; `None` = not at all.
+    pub traces: Option<TraceSettings>,
+    /// At most so many traces a second of each kind: clean, retried and dropped messages.
+    pub traces_per_second: u32,
     /// How many messages the demo's generator will send, where there is one with an end; the log says "1/5".
     pub demo_count: Option<u64>,
 }
@@ -45,6 +49,8 @@ pub struct Server {
     routes: Routes,
     ending: watch::Sender<Option<Ending>>,
     health: tonic_health::server::HealthReporter,
+    exporter: Option<Exporter>,
+    trace_counts: Arc<TraceCounts>,
     /// Stopped with the server.
     _drivers: JoinSet<()>,
 }
@@ -60,9 +66,19 @@ impl Server {
         let progress = Arc::new(Progress::default());
         let name = || DEFAULT_NAME.to_owned();
         let lines = Lines::new(name(), name(), settings.demo_count, settings.log_lines_per_second);
-        let watch = Watch::new(lines, Some(Arc::clone(&progress)));
+        let epoch = getrandom::u64()?;
+        let trace_counts = Arc::new(TraceCounts::default());
+        let exporter = settings
+            .traces
+            .as_ref()
+            .map(|traces| Exporter::start(traces, settings.traces_per_second, Arc::clone(&trace_counts)))
+            .transpose()?;
+        let traces = exporter
+            .as_ref()
+            .map(|exporter| Traces::new(exporter.tracing().clone(), DEFAULT_NAME, epoch, DEFAULT_NAME));
+        let watch = Watch::new(lines, Some(Arc::clone(&progress))).with_traces(traces);
         let subscription = Arc::new(Subscription::new(name(), settings.policy.clone(), watch, clock));
-        let topic = Topic::new(name(), settings.max_message_bytes, vec![subscription])?;
+        let topic = Topic::new(name(), epoch, settings.max_message_bytes, vec![subscription]);
         let broker = Arc::new(Broker::new([topic]));
 
         let mut drivers = JoinSet::new();
@@ -77,7 +93,7 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<MessageStreamServer<Exchange>>().await;
         let routes = reflection().add_service(exchange).add_service(health_service).prepare();
-        Ok(Self { broker, progress, routes, ending, health, _drivers: drivers })
+        Ok(Self { broker, progress, routes, ending, health, exporter, trace_counts, _drivers: drivers })
     }
 
     /// The gRPC services, for one connection.
@@ -117,6 +133,18 @@ impl Server {
         self.ending.send_replace(Some(ending));
     }
 
+    /// What became of traces, besides those that were exported.
+    pub const fn trace_counts(&self) -> &Arc<TraceCounts> {
+        &self.trace_counts
+    }
+
+    /// Exports the traces that wait, for `within` at most. To be called once the streams have ended: what comes later is lost.
+    pub async fn flush_traces(&self, within: Duration) {
+        if let Some(exporter) = &self.exporter {
+            exporter.flush(within).await;
+        }
+    }
+
     /// Says what became of all messages: both laws, with their numbers.
     pub fn say_summary(&self) {
         for (topic, subscription) in self.broker.subscriptions() {
@@ -146,6 +174,16 @@ impl Server {
             if left > 0 {
                 info!("  not acked, and gone with this server: {left}");
             }
+        }
+        let counts = &self.trace_counts;
+        if counts.spans_dropped() > 0 {
+            info!(
+                "Spans that were not exported: {} = {} export_failed + {} queue_full + {} rate_limited",
+                counts.spans_dropped(),
+                counts.export_failed(),
+                counts.queue_full(),
+                counts.rate_limited()
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::message::Message;
-use crate::telemetry::Watch;
+use crate::telemetry::{Contexts, Watch};
 
 /// The core's subscription, of shared messages, watched by the server's telemetry.
 pub type Core = ackstream_core::Subscription<Arc<Message>, Watch>;
@@ -19,6 +19,7 @@ pub type Core = ackstream_core::Subscription<Arc<Message>, Watch>;
 pub struct Subscription {
     name: String,
     clock: Clock,
+    contexts: Option<Contexts>,
     state: Mutex<State>,
     /// Rings when the driver must look again before the time for which it has set its alarm.
     earlier: Notify,
@@ -35,13 +36,19 @@ struct State {
 impl Subscription {
     /// An empty subscription. Its deadlines pass only while [`drive`](Self::drive) runs.
     pub fn new(name: String, policy: Policy, watch: Watch, clock: Clock) -> Self {
+        let contexts = watch.contexts();
         let state = State { core: Core::new(policy, watch), wakers: Vec::new(), alarm: None };
-        Self { name, clock, state: Mutex::new(state), earlier: Notify::new() }
+        Self { name, clock, contexts, state: Mutex::new(state), earlier: Notify::new() }
     }
 
     /// Its name, unique on a server.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Which trace each message belongs to; `None` where nothing is traced.
+    pub const fn contexts(&self) -> Option<&Contexts> {
+        self.contexts.as_ref()
     }
 
     /// Locks the subscription. When the guard goes, whoever the core wants awake is woken, after the lock is released.

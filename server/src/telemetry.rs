@@ -4,14 +4,18 @@
 mod lines;
 mod progress;
 mod tally;
+mod trace_counts;
+mod traces;
 
 use std::sync::Arc;
 
-use ackstream_core::{Event, Observer};
+use ackstream_core::{ConsumerId, Event, Observer};
 
 pub use lines::Lines;
 pub use progress::Progress;
 pub use tally::Tally;
+pub use trace_counts::TraceCounts;
+pub use traces::{Contexts, Environment, Exporter, Sampler, TRACEPARENT, TraceSettings, Traces, Tracing};
 
 use crate::message::Message;
 
@@ -20,12 +24,31 @@ pub struct Watch {
     tally: Tally,
     lines: Lines,
     progress: Option<Arc<Progress>>,
+    traces: Option<Traces>,
 }
 
 impl Watch {
     /// A watch that writes `lines` and, in a demo, reports to the generator's `progress`.
     pub fn new(lines: Lines, progress: Option<Arc<Progress>>) -> Self {
-        Self { tally: Tally::default(), lines, progress }
+        Self { tally: Tally::default(), lines, progress, traces: None }
+    }
+
+    /// The same, and it traces.
+    #[must_use]
+    pub fn with_traces(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
+    }
+
+    /// Which trace each message belongs to; `None` where nothing is traced.
+    pub fn contexts(&self) -> Option<Contexts> {
+        self.traces.as_ref().map(Traces::contexts)
+    }
+
+    /// How a consumer that has just attached calls itself.
+    pub fn name(&mut self, consumer: ConsumerId, client_id: &str) {
+        if let Some(traces) = &mut self.traces {
+            traces.name(consumer, client_id);
+        }
     }
 
     /// The log lines.
@@ -45,6 +68,9 @@ impl Observer<Arc<Message>> for Watch {
         self.lines.observe(event);
         if let Some(progress) = &self.progress {
             progress.observe(event);
+        }
+        if let Some(traces) = &mut self.traces {
+            traces.observe(event);
         }
     }
 }

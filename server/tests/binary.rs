@@ -17,7 +17,8 @@ use tonic::{Code, Status, Streaming};
 fn ackstream(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ackstream"));
     command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACKSTREAM_")) {
+    let foreign = |name: &str| name.starts_with("ACKSTREAM_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars().filter(|(name, _)| foreign(name)) {
         command.env_remove(name);
     }
     command

@@ -65,6 +65,23 @@ pub enum IgnoreReason {
     NotHeld,
 }
 
+/// A delivery that ended without an ack, as its message's history keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// How it ended: never [`Outcome::Acked`].
+    pub outcome: Outcome,
+    /// Whether something went wrong: it is false only where the consumer left cleanly.
+    pub failed: bool,
+    /// Who held it; it may have left.
+    pub consumer: ConsumerId,
+    /// When it was handed over.
+    pub sent_at: Time,
+    /// When it ended.
+    pub ended_at: Time,
+}
+
 /// A message as an event shows it.
 #[derive(Debug)]
 pub struct MessageView<'a, M> {
@@ -80,6 +97,9 @@ pub struct MessageView<'a, M> {
     pub attempts: u32,
     /// How many retries are left; `None` = unlimited.
     pub retries_left: Option<u32>,
+    /// The deliveries that ended without an ack, oldest first, one that just ended included: all of them up to
+    /// [`HISTORY`](crate::HISTORY), of more the first and the last half of that. Empty for a clean message.
+    pub history: &'a [Attempt],
 }
 
 /// One transition. `at` is the instant at which it was due, which for an effect of time may be earlier than the input that

@@ -40,6 +40,7 @@
 mod consumers;
 mod counts;
 mod event;
+mod history;
 mod messages;
 mod policy;
 mod slab;
@@ -49,7 +50,8 @@ mod topic;
 
 pub use consumers::{Attachment, ConsumerId, Window};
 pub use counts::{Backlog, Counts, Ended};
-pub use event::{DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Verb};
+pub use event::{Attempt, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Verb};
+pub use history::HISTORY;
 pub use policy::{Backoff, MAX_DELAY, MAX_DELIVERY, MAX_RETRIES, MIN_ACK_DEADLINE, Policy, PolicyError};
 pub use subscription::{Delivery, Nack, PASS, Refusal, Subscription, WAKE_PATIENCE};
 pub use time::Time;

@@ -4,6 +4,7 @@ use rustc_hash::FxHashMap;
 
 use crate::consumers::ConsumerId;
 use crate::event::{MessageId, MessageView, Outcome};
+use crate::history::History;
 use crate::slab::{Key, Slab};
 use crate::time::Time;
 
@@ -26,6 +27,8 @@ pub(crate) struct Slot<M> {
     pub(crate) holder: ConsumerId,
     /// How the last delivery ended.
     pub(crate) last_outcome: Option<Outcome>,
+    /// The deliveries that ended without an ack.
+    pub(crate) history: History,
     links: [Links; 2],
 }
 
@@ -186,6 +189,7 @@ impl<M> Messages<M> {
             due: Time::ZERO,
             holder: ConsumerId::NOBODY,
             last_outcome: None,
+            history: History::default(),
             links: [Links::default(); 2],
         });
         let (page, place) = locate(id.0);
@@ -240,6 +244,7 @@ impl<M> Messages<M> {
             accepted_at: slot.accepted_at,
             attempts: slot.attempts,
             retries_left: max_retries.map(|max| max.saturating_sub(slot.failures)),
+            history: slot.history.attempts(),
         }
     }
 }

@@ -25,7 +25,7 @@ struct Chunk<T> {
     live: usize,
 }
 
-enum Entry<T> {
+pub(crate) enum Entry<T> {
     Live(T),
     Vacant { next: Option<u32> },
 }

@@ -219,7 +219,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.begin(now);
         match self.held_by(consumer, id, attempt) {
             Ok(key) => {
-                self.end_delivery(key, Outcome::Nacked, self.now);
+                self.end_delivery(key, Outcome::Nacked, true, self.now);
                 if nack.drop {
                     self.drop_message(key, DropReason::Rejected, self.now);
                 } else {
@@ -293,6 +293,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// The observer.
     pub const fn observer(&self) -> &O {
         &self.observer
+    }
+
+    /// The observer, for what it cannot learn from events. Delivery never depends on it.
+    pub const fn observer_mut(&mut self) -> &mut O {
+        &mut self.observer
     }
 
     /// Totals since the subscription began.

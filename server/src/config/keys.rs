@@ -118,4 +118,11 @@ pub const KEYS: &[Key] = &[
         "N",
         "Log lines about single messages, at most; 0 = none",
     ),
+    server(
+        "traces_per_second",
+        "traces-per-second",
+        "100",
+        "N",
+        "Traces of clean, of retried and of dropped messages, at most each; 0 = none",
+    ),
 ];

@@ -10,6 +10,7 @@ use crate::broker::PublishError;
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
 use crate::proto::{AckBatch, AckMessage, DataMessage, Nack, StreamMessage};
+use crate::telemetry::Contexts;
 
 const NANOS: u64 = 1_000_000_000;
 
@@ -37,16 +38,18 @@ pub(super) const fn frame(kind: Kind) -> StreamMessage {
     StreamMessage { kind: Some(kind) }
 }
 
-/// A delivery as its consumer gets it.
-pub(super) fn data(delivery: &Delivery<Arc<Message>>, requires_ack: bool) -> DataMessage {
+/// A delivery as its consumer gets it, with its trace context where deliveries are traced.
+pub(super) fn data(delivery: &Delivery<Arc<Message>>, requires_ack: bool, contexts: Option<&Contexts>) -> DataMessage {
+    let attributes = &delivery.body.attributes;
     DataMessage {
         id: delivery.id.0,
         timestamp: Some(timestamp(delivery.accepted_at)),
         payload: delivery.body.payload.clone(),
         requires_ack,
         delivery_attempt: delivery.attempt,
-        attributes: delivery.body.attributes.clone(),
-        trace_context: String::new(),
+        attributes: attributes.clone(),
+        trace_context: contexts
+            .map_or_else(String::new, |contexts| contexts.traceparent(delivery.id, delivery.attempt, attributes)),
     }
 }
 

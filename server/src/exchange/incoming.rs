@@ -120,7 +120,7 @@ impl Incoming {
             Some((subscription, self.attachment(&open)))
         };
         debug!(client_id = open.client_id, topic = opened.topic, subscription = opened.subscription, "stream opens");
-        let receiver = self.session.open(opened, open.max_batch_messages as usize, attach);
+        let receiver = self.session.open(opened, open.max_batch_messages as usize, &open.client_id, attach);
         Ok(Conversation { topic, receiver, session: Arc::clone(&self.session), clock: self.clock })
     }
 

@@ -15,7 +15,7 @@ use crate::exchange::frames;
 use crate::exchange::session::{Receiver, Session, Turn};
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
-use crate::proto::{DataBatch, StreamMessage};
+use crate::proto::{DataBatch, DataMessage, StreamMessage};
 
 /// A batch stops at so many bytes of messages: far below the 4 MiB that gRPC clients take by default, and enough to make the
 /// cost of a frame vanish.
@@ -74,7 +74,7 @@ fn pull(receiver: &Receiver, context: &Context<'_>) -> Option<StreamMessage> {
     let first = locked.next_delivery(receiver.consumer, now)?;
     if receiver.max_batch == 0 {
         drop(locked);
-        return Some(frames::frame(Kind::Data(frames::data(&first, !receiver.auto_ack))));
+        return Some(frames::frame(Kind::Data(data(receiver, &first))));
     }
     let mut bytes = cost(&first);
     let mut batch = vec![first];
@@ -88,8 +88,12 @@ fn pull(receiver: &Receiver, context: &Context<'_>) -> Option<StreamMessage> {
         batch.push(delivery);
     }
     drop(locked);
-    let messages = batch.iter().map(|delivery| frames::data(delivery, !receiver.auto_ack)).collect();
+    let messages = batch.iter().map(|delivery| data(receiver, delivery)).collect();
     Some(frames::frame(Kind::DataBatch(DataBatch { messages })))
+}
+
+fn data(receiver: &Receiver, delivery: &Delivery<Arc<Message>>) -> DataMessage {
+    frames::data(delivery, !receiver.auto_ack, receiver.subscription.contexts())
 }
 
 fn cost(delivery: &Delivery<Arc<Message>>) -> usize {

@@ -68,6 +68,7 @@ impl Session {
         &self,
         opened: Opened,
         max_batch: usize,
+        client_id: &str,
         attach: Option<(Arc<Subscription>, Attachment)>,
     ) -> Option<Receiver> {
         let mut state = self.lock();
@@ -78,6 +79,7 @@ impl Session {
             let mut locked = subscription.lock();
             let now = locked.now;
             let consumer = locked.attach(attachment, now);
+            locked.observer_mut().name(consumer, client_id);
             drop(locked);
             Receiver { subscription, consumer, auto_ack: attachment.auto_ack, max_batch }
         });
@@ -180,7 +182,7 @@ mod tests {
         let attachment = Attachment { window: Window { max_messages: 1, max_bytes: 1 }, auto_ack: false };
         let session = Session::new();
         session.gone();
-        let receiver = session.open(Opened::default(), 0, Some((Arc::clone(&subscription), attachment)));
+        let receiver = session.open(Opened::default(), 0, "", Some((Arc::clone(&subscription), attachment)));
         assert!(receiver.is_none());
         assert_eq!(subscription.lock().consumers(), 0);
     }

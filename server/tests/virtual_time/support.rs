@@ -33,6 +33,8 @@ pub(crate) fn settings() -> Settings {
         max_message_bytes: 1 << 20,
         limits: StreamLimits { max_streams: 100, max_outstanding_messages: 1_000_000, max_outstanding_bytes: 1 << 30 },
         log_lines_per_second: 0,
+        traces: None,
+        traces_per_second: 100,
         demo_count: None,
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Delivery, PASS, Subscription, WAKE_PATIENCE};
 use crate::consumers::ConsumerId;
-use crate::event::{DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome};
+use crate::event::{Attempt, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome};
 use crate::messages::State;
 use crate::slab::Key;
 use crate::time::Time;
@@ -106,7 +106,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         let auto_ack = receiver.attachment.auto_ack;
         let delivery = self.hand_over(key, consumer);
         if auto_ack {
-            self.end_delivery(key, Outcome::Acked, self.now);
+            self.end_delivery(key, Outcome::Acked, false, self.now);
             self.settle_acked(key, false);
         }
         Some(delivery)
@@ -149,7 +149,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
                 if attempt.is_some_and(|attempt| attempt != attempts) {
                     return Err(IgnoreReason::Stale);
                 }
-                self.end_delivery(key, Outcome::Acked, self.now);
+                self.end_delivery(key, Outcome::Acked, false, self.now);
                 self.settle_acked(key, false);
             }
             State::Outstanding { .. } if delivered => {
@@ -202,12 +202,12 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     fn expire(&mut self, key: Key) {
         let slot = self.messages.slot(key);
         let (due, delay) = (slot.due, self.policy.backoff.before(slot.attempts + 1));
-        self.end_delivery(key, Outcome::Expired, due);
+        self.end_delivery(key, Outcome::Expired, true, due);
         self.retry(key, delay, due);
     }
 
     pub(super) fn release(&mut self, key: Key, leave: Leave) {
-        self.end_delivery(key, Outcome::Released, self.now);
+        self.end_delivery(key, Outcome::Released, leave == Leave::Broken, self.now);
         match leave {
             Leave::Clean => self.requeue(key, Duration::ZERO, self.now),
             Leave::Broken => {
@@ -261,13 +261,16 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.messages.remove(key);
     }
 
-    /// The one place where a delivery ends: it leaves the deadlines and its holder.
-    pub(super) fn end_delivery(&mut self, key: Key, outcome: Outcome, at: Time) {
+    /// The one place where a delivery ends: it leaves the deadlines and its holder, and stays in the history unless it was acked.
+    pub(super) fn end_delivery(&mut self, key: Key, outcome: Outcome, failed: bool, at: Time) {
         self.take_from_deadlines(key);
         self.take_from_holder(key);
         let slot = self.messages.slot_mut(key);
         slot.last_outcome = Some(outcome);
         let (consumer, sent_at) = (slot.holder, slot.sent_at);
+        if outcome != Outcome::Acked {
+            slot.history.push(Attempt { number: slot.attempts, outcome, failed, consumer, sent_at, ended_at: at });
+        }
         self.tell_at(key, at, |at, message| Event::Ended { at, message, consumer, sent_at, outcome });
     }
 

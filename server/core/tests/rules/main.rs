@@ -5,6 +5,7 @@ mod deadlines;
 mod endings;
 mod fan_out;
 mod flow_control;
+mod history;
 mod nacks;
 mod policy;
 mod wakes;

@@ -1,0 +1,137 @@
+//! One trace per message. The spans of a message are made when it is settled, from the instants that its state holds; until then
+//! nothing is kept, and an unsampled message costs two decisions. Under a subscription's lock a settled message only becomes a small
+//! record in a bounded queue; a task of its own makes the spans and sends them.
+
+mod consumers;
+mod context;
+mod environment;
+mod exporter;
+mod limits;
+mod outage;
+mod spans;
+
+use std::sync::Arc;
+
+use ackstream_core::{Attempt, ConsumerId, DropReason, Event, MessageView, Outcome, Time};
+use tokio::sync::mpsc;
+
+use super::TraceCounts;
+use crate::message::Message;
+use consumers::Consumers;
+pub use context::{Contexts, Sampler, TRACEPARENT};
+pub use environment::{Environment, TraceSettings};
+pub use exporter::Exporter;
+use limits::{Kind, Limits};
+use spans::{End, Origin, Push, Record};
+
+/// Where settled messages go to be traced, and what decides whether they may; shared by all subscriptions.
+#[derive(Clone, Debug)]
+pub struct Tracing {
+    sampler: Sampler,
+    queue: mpsc::Sender<Record>,
+    limits: Arc<Limits>,
+    counts: Arc<TraceCounts>,
+}
+
+/// Traces one subscription's messages.
+#[derive(Debug)]
+pub struct Traces {
+    tracing: Tracing,
+    contexts: Contexts,
+    origin: Arc<Origin>,
+    consumers: Consumers,
+}
+
+impl Traces {
+    /// Of this subscription, of a topic with this epoch.
+    pub fn new(tracing: Tracing, topic: &str, epoch: u64, subscription: &str) -> Self {
+        let contexts = Contexts::new(epoch, subscription, tracing.sampler);
+        let origin = Arc::new(Origin { topic: topic.to_owned(), subscription: subscription.to_owned() });
+        Self { tracing, contexts, origin, consumers: Consumers::default() }
+    }
+
+    /// Which trace each message belongs to.
+    pub const fn contexts(&self) -> Contexts {
+        self.contexts
+    }
+
+    /// How a consumer that has just attached calls itself.
+    pub fn name(&mut self, consumer: ConsumerId, client_id: &str) {
+        self.consumers.name(consumer, client_id);
+    }
+
+    #[inline] // a clean message passes here four times
+    pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>) {
+        match event {
+            Event::Published { message, .. } => {
+                if context::parent_in(&message.body.as_ref().attributes).is_err() {
+                    self.tracing.counts.count_context_ignored();
+                }
+            }
+            Event::Ended { at, message, consumer, sent_at, outcome: Outcome::Acked } => {
+                let clean = message.history.is_empty();
+                if clean && self.contexts.sampled(message.id, &message.body.as_ref().attributes).is_none() {
+                    return;
+                }
+                let last = Attempt {
+                    number: message.attempts,
+                    outcome: Outcome::Acked,
+                    failed: false,
+                    consumer: *consumer,
+                    sent_at: *sent_at,
+                    ended_at: *at,
+                };
+                self.settled(*at, message, End::Acked { late: false }, Some(last));
+            }
+            Event::Acked { at, message, late: true } => self.settled(*at, message, End::Acked { late: true }, None),
+            Event::Dropped { at, message, reason } => self.settled(*at, message, End::Dropped(*reason), None),
+            Event::Detached { consumer, .. } => self.consumers.left(*consumer),
+            Event::Acked { late: false, .. } // its delivery has told
+            | Event::Sent { .. }
+            | Event::Extended { .. }
+            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
+            | Event::Requeued { .. }
+            | Event::Due { .. }
+            | Event::Ignored { .. }
+            | Event::Attached { .. }
+            | Event::Draining { .. } => {}
+        }
+    }
+
+    #[cold]
+    /// A message is settled and to be traced. `last` is its last delivery where that was acked; all others are in the history.
+    fn settled<M: AsRef<Message>>(&self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
+        let attributes = &message.body.as_ref().attributes;
+        let kind = match end {
+            End::Dropped(DropReason::MaxRetries | DropReason::Rejected) => Kind::Dropped,
+            End::Acked { .. } if message.history.is_empty() => Kind::Clean,
+            End::Acked { .. } => Kind::Retried,
+        };
+        let trace = self.contexts.trace(message.id, attributes);
+        let attempts = message.history.iter().copied().chain(last);
+        let counts = &self.tracing.counts;
+        if !self.tracing.limits.admit(kind, at) {
+            counts.count_rate_limited(1 + attempts.count() as u64);
+            return;
+        }
+        let record = Record {
+            origin: Arc::clone(&self.origin),
+            id: message.id,
+            trace,
+            accepted_at: message.accepted_at,
+            settled_at: at,
+            end,
+            attempts: message.attempts,
+            pushes: attempts
+                .map(|attempt| Push { client_id: self.consumers.client_id(attempt.consumer), attempt })
+                .collect(),
+        };
+        let spans = record.spans();
+        counts.count_waiting(spans);
+        match self.tracing.queue.try_send(record) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => counts.count_queue_full(spans),
+            Err(mpsc::error::TrySendError::Closed(_)) => counts.count_export_failed(spans),
+        }
+    }
+}
