@@ -80,7 +80,7 @@ step_run() {
     "[RUST SERVER] All messages completed, stopping retry handler"; do
     grep -qF "$line" "$said" || { cat "$said"; echo "run.sh did not say: $line"; return 1; }
   done
-  grep -E '5 published = [0-9]+ acked \+ [0-9]+ dropped \+ 0 left' "$said"
+  grep -E '5 published = [0-9]+ acked \+ [0-9]+ dropped \+ 0 ready \+ 0 delayed \+ 0 outstanding' "$said"
 }
 
 # ---- running them
