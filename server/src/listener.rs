@@ -12,15 +12,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
-use tower::ServiceExt as _;
 use tracing::{debug, warn};
+
+use crate::telemetry::CountedRoutes;
 
 /// How long the loop waits after the system has refused a connection, for example because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections until `stop`; what is open goes on in tasks of `connections`.
-pub async fn accept(listener: TcpListener, routes: Routes, stop: CancellationToken, connections: TaskTracker) {
+pub async fn accept(listener: TcpListener, routes: CountedRoutes, stop: CancellationToken, connections: TaskTracker) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -51,11 +51,11 @@ pub async fn accept(listener: TcpListener, routes: Routes, stop: CancellationTok
 /// How the connection broke.
 pub async fn serve_connection(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    routes: Routes,
+    routes: CountedRoutes,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let service = service_fn(move |request: http::Request<Incoming>| {
-        routes.clone().oneshot(request.map(|body| body.map_err(|_| StreamBroken)))
+        routes.clone().serve(request.map(|body| body.map_err(|_| StreamBroken)))
     });
     let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http2.timer(hyper_util::rt::TokioTimer::new());

@@ -36,26 +36,32 @@ struct Process {
     child: Child,
     lines: BufReader<ChildStdout>,
     address: SocketAddr,
+    metrics: SocketAddr,
 }
 
 impl Process {
     fn start(arguments: &[&str]) -> Self {
         let mut child = ackstream(arguments)
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut first = String::new();
-        lines.read_line(&mut first).expect("a line");
-        let address = first.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("the first line names the address: {first:?}"));
-        Self { child, lines, address }
+        let mut address = |before: &str, after: &str| {
+            let mut line = String::new();
+            lines.read_line(&mut line).expect("a line");
+            let address = line.trim_end().strip_prefix(before).and_then(|line| line.strip_suffix(after));
+            let address = address.and_then(|address| address.parse().ok());
+            address.unwrap_or_else(|| panic!("the first lines name the addresses: {line:?}"))
+        };
+        let grpc = address("[RUST SERVER] Starting gRPC server on ", "");
+        let metrics = address("[RUST SERVER] Serving metrics on http://", "/metrics");
+        Self { child, lines, address: grpc, metrics }
     }
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        self.lines.read_line(&mut line).expect("a line");
+        assert_ne!(self.lines.read_line(&mut line).expect("UTF-8"), 0, "the process has ended");
         line.trim_end().to_owned()
     }
 
@@ -194,6 +200,48 @@ fn a_port_that_is_taken_is_a_sentence_and_exit_code_69() {
 }
 
 #[test]
+fn a_metrics_port_that_is_taken_is_a_sentence_and_exit_code_69() {
+    let first = Process::start(&["serve"]);
+    let address = first.metrics.to_string();
+    let output = output(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", &address]);
+    assert_eq!(output.status.code(), Some(69));
+    let error = text(&output.stderr);
+    assert!(error.starts_with(&format!("ackstream: cannot listen on {address}: ")), "{error}");
+    assert!(error.contains("(--metrics-listen)"), "{error}");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn health_is_exit_code_0_where_the_server_serves_and_1_where_nobody_does() {
+    let process = Process::start(&["serve"]);
+    let address = process.address.to_string();
+    for arguments in [
+        &["health", "--target", &address][..],
+        &["health", "--listen", &address], // as its own configuration says
+        &["health", "--target", &address, "--service", "ackstream.v1.MessageStream"],
+    ] {
+        let output = output(arguments);
+        assert_eq!((text(&output.stdout), output.status.code()), ("SERVING\n", Some(0)), "{arguments:?}");
+    }
+    let unknown = output(&["health", "--target", &address, "--service", "no.such.Service"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(text(&unknown.stderr), "ackstream: the server has no service \"no.such.Service\"\n");
+    drop(process);
+    let nobody = output(&["health", "--target", &address]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).starts_with("ackstream: the server cannot be reached: "), "{nobody:?}");
+}
+
+#[test]
+fn health_gives_up_on_a_server_that_accepts_and_is_silent() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let output = output(&["health", "--target", &address, "--timeout", "100ms"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "ackstream: no answer within 100ms (--timeout)\n");
+}
+
+#[test]
 fn wrong_usage_tells_all_problems_and_is_exit_code_64() {
     let output = output(&["serve", "--bogus", "--ack-deadlin=3s", "--ack-deadline", "x", "--max-retries", "5000"]);
     assert_eq!(output.status.code(), Some(64));
@@ -237,10 +285,11 @@ fn help_and_version_exit_with_0() {
 
 #[test]
 fn json_lines_say_what_they_are_about() {
-    let mut process = ackstream(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut process =
+        ackstream(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
     let mut line = String::new();
     let mut lines = BufReader::new(process.stdout.take().unwrap());
     lines.read_line(&mut line).unwrap();

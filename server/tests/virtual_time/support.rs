@@ -49,6 +49,7 @@ impl Memory {
         let mut settings = settings();
         change(&mut settings);
         let server = Server::start(&settings).await.expect("the system has random numbers");
+        server.serving().await;
         Self { server: Arc::new(server), stop: CancellationToken::new() }
     }
 
