@@ -49,6 +49,11 @@ impl Endpoint {
     }
 
     /// Whether the server takes new work.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Says whether the server takes new work.
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
     }
@@ -106,7 +111,7 @@ impl Endpoint {
                 response.headers_mut().insert(header::CONTENT_TYPE, METRICS_TYPE);
                 response
             }
-            "/readyz" if !self.ready.load(Ordering::Acquire) => text(StatusCode::SERVICE_UNAVAILABLE, "not serving\n"),
+            "/readyz" if !self.is_ready() => text(StatusCode::SERVICE_UNAVAILABLE, "not serving\n"),
             _ => text(StatusCode::OK, "ok\n"),
         }
     }

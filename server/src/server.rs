@@ -144,7 +144,9 @@ impl Server {
 
     /// Ends all streams, open and to come. Their consumers leave cleanly. Whoever watches the health sees `NOT_SERVING` and the end.
     pub async fn end_streams(&self, ending: Ending) {
-        self.set_health(ServingStatus::NotServing).await;
+        if self.endpoint.is_ready() {
+            self.set_health(ServingStatus::NotServing).await;
+        }
         self.ending.send_replace(Some(ending));
         let mut health = self.health.clone();
         for service in &self.health_names {
