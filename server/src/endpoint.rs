@@ -106,8 +106,11 @@ impl Endpoint {
         }
         match path {
             "/metrics" => {
-                let scrape = tokio::task::spawn_blocking(move || self.metrics.scrape()).await;
-                let mut response = Response::new(Full::from(scrape.expect("a panic ends the process")));
+                // It is called off where the process ends at this moment.
+                let Ok(scrape) = tokio::task::spawn_blocking(move || self.metrics.scrape()).await else {
+                    return text(StatusCode::SERVICE_UNAVAILABLE, "the server has stopped\n");
+                };
+                let mut response = Response::new(Full::from(scrape));
                 response.headers_mut().insert(header::CONTENT_TYPE, METRICS_TYPE);
                 response
             }

@@ -79,10 +79,10 @@ async fn run(command: &Wanted, config: Config) -> ExitCode {
         info!("Serving metrics on http://{address}/metrics");
         tokio::spawn(server.endpoint().clone().serve(listener)); // to the very end: the last scrape is the truest
     }
+    server.serving().await; // whoever has connected by now waits to be accepted
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
     connections.spawn(listener::accept(listener, server.routes(), stop.clone(), connections.clone()));
     connections.close();
-    server.serving().await;
 
     let ending = tokio::select! {
         () = serve(command, &config, &server) => Ending::Completed,
