@@ -87,7 +87,7 @@ async def running(*command: str, **environment: str) -> AsyncIterator[Process]:
 @asynccontextmanager
 async def server(*arguments: str, listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Process, str]]:
     """Starts the binary; gives it with its address."""
-    async with running(BINARY, *arguments, "--listen", listen) as process:
+    async with running(BINARY, *arguments, "--listen", listen, "--metrics-listen", "127.0.0.1:0") as process:
         address = await process.line(r"^\[RUST SERVER\] Starting gRPC server on (\S+)$")
         yield process, address[1]
 

@@ -67,6 +67,21 @@ impl Listen {
         }
     }
 
+    /// Where a client on this machine reaches what listens here, in the order in which to try; none where the system picks the port.
+    pub fn reached_at(self) -> Vec<SocketAddr> {
+        let loopback = |port| vec![(Ipv6Addr::LOCALHOST, port).into(), (Ipv4Addr::LOCALHOST, port).into()];
+        match self {
+            Self::Loopback(0) | Self::All(0) => vec![],
+            Self::One(address) if address.port() == 0 => vec![],
+            Self::Loopback(port) | Self::All(port) => loopback(port),
+            Self::One(address) if address.ip() == Ipv4Addr::UNSPECIFIED => {
+                vec![(Ipv4Addr::LOCALHOST, address.port()).into()]
+            }
+            Self::One(address) if address.ip().is_unspecified() => loopback(address.port()),
+            Self::One(address) => vec![address],
+        }
+    }
+
     /// Opens the port.
     ///
     /// # Errors
@@ -126,6 +141,20 @@ mod tests {
         for text in ["", "50051", "localhost:50051", ":x", "[::1]", "127.0.0.1:70000"] {
             assert_eq!(text.parse::<Listen>(), Err(NoAddress), "{text}");
         }
+    }
+
+    #[test]
+    fn whoever_asks_from_this_machine_asks_a_loopback_address_where_all_are_listened_on() {
+        let reached_at = |text: &str| {
+            text.parse::<Listen>().unwrap().reached_at().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(reached_at(":50051"), ["[::1]:50051", "127.0.0.1:50051"]);
+        assert_eq!(reached_at("[::]:50051"), ["[::1]:50051", "127.0.0.1:50051"]);
+        assert_eq!(reached_at("0.0.0.0:50051"), ["127.0.0.1:50051"]);
+        assert_eq!(reached_at("10.1.2.3:50051"), ["10.1.2.3:50051"]);
+        assert_eq!(reached_at("[::1]:0"), [""; 0]);
+        let by_default = Listen::Loopback(50051).reached_at();
+        assert_eq!(by_default.len(), 2); // where the host has no IPv6, the server is at the second
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ackstream_core::{MessageId, Refusal};
@@ -28,6 +29,50 @@ pub struct Topic {
     max_message_bytes: u64,
     ids: Mutex<ackstream_core::Topic>,
     subscriptions: Vec<Arc<Subscription>>,
+    rejections: Rejections,
+}
+
+/// The kinds of reasons for which publishes are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectReason {
+    /// A backlog has no room.
+    BacklogFull,
+    /// The message is too large.
+    TooLarge,
+    /// The message breaks a rule of its form.
+    Invalid,
+    /// The server is stopping.
+    Draining,
+}
+
+impl RejectReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::BacklogFull, Self::TooLarge, Self::Invalid, Self::Draining];
+
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BacklogFull => "backlog_full",
+            Self::TooLarge => "too_large",
+            Self::Invalid => "invalid",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// How many publishes a topic has refused, by reason.
+#[derive(Debug, Default)]
+pub struct Rejections([AtomicU64; RejectReason::ALL.len()]);
+
+impl Rejections {
+    /// How many were refused for this reason.
+    pub fn get(&self, reason: RejectReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+
+    fn count(&self, reason: RejectReason) {
+        self.0[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a publish was not accepted. Nothing of it is stored, in any subscription.
@@ -78,7 +123,19 @@ impl std::error::Error for PublishError {}
 impl PublishError {
     /// Whether the same publish may be accepted later: a backlog is full.
     pub const fn may_pass(&self) -> bool {
-        matches!(self, Self::Refused { refusal: Refusal::TooManyMessages { .. } | Refusal::TooManyBytes { .. }, .. })
+        matches!(self.reason(), RejectReason::BacklogFull)
+    }
+
+    /// What kind of reason this is.
+    pub const fn reason(&self) -> RejectReason {
+        match self {
+            Self::Refused { refusal: Refusal::TooManyMessages { .. } | Refusal::TooManyBytes { .. }, .. } => {
+                RejectReason::BacklogFull
+            }
+            Self::Refused { refusal: Refusal::Draining, .. } => RejectReason::Draining,
+            Self::TooLarge { .. } => RejectReason::TooLarge,
+            Self::Invalid(_) => RejectReason::Invalid,
+        }
     }
 }
 
@@ -158,7 +215,8 @@ impl Broker {
 impl Topic {
     /// A topic whose store begins empty, and whose epoch was drawn for it.
     pub fn new(name: String, epoch: u64, max_message_bytes: u64, subscriptions: Vec<Arc<Subscription>>) -> Self {
-        Self { name, epoch, max_message_bytes, ids: Mutex::default(), subscriptions }
+        let (ids, rejections) = (Mutex::default(), Rejections::default());
+        Self { name, epoch, max_message_bytes, ids, subscriptions, rejections }
     }
 
     /// Its name.
@@ -174,6 +232,11 @@ impl Topic {
     /// The largest message that it takes, in bytes of payload and attributes.
     pub const fn max_message_bytes(&self) -> u64 {
         self.max_message_bytes
+    }
+
+    /// How many publishes it has refused.
+    pub const fn rejections(&self) -> &Rejections {
+        &self.rejections
     }
 
     /// Its subscription of this name.
@@ -197,6 +260,10 @@ impl Topic {
     ///
     /// Why the message was not accepted.
     pub fn publish(&self, message: Message) -> Result<MessageId, PublishError> {
+        self.try_publish(message).inspect_err(|error| self.rejections.count(error.reason()))
+    }
+
+    fn try_publish(&self, message: Message) -> Result<MessageId, PublishError> {
         let size = self.check(&message)?;
         let message = Arc::new(message);
         // The topic before its subscriptions, and those in their order: the one order in which these locks are taken.

@@ -2,11 +2,13 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of, Problem};
+use crate::health::Question;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ pub struct Invocation {
 }
 
 /// A command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// The generator and the server.
     Demo,
@@ -30,6 +32,8 @@ pub enum Wanted {
     Serve,
     /// Print the configuration in force.
     Config,
+    /// Ask a server for its health.
+    Health(Question),
 }
 
 /// Reads the command line.
@@ -95,7 +99,7 @@ pub fn command() -> Command {
         .after_help(
             "Each option is also a key of ackstream.toml and an environment variable, for example ack_deadline and \
              ACKSTREAM_ACK_DEADLINE. `ackstream config` prints what is in force and where it came from.\n\n\
-             Exit codes: 0 done, 64 wrong usage or configuration, 69 the port cannot be had, 70 a bug of ours.",
+             Exit codes: 0 done, 1 not healthy, 64 wrong usage or configuration, 69 the port cannot be had, 70 a bug of ours.",
         )
         .args_conflicts_with_subcommands(true)
         .args_override_self(true)
@@ -106,6 +110,19 @@ pub fn command() -> Command {
         )
         .subcommand(Command::new("serve").about("Serve until SIGTERM or SIGINT, without a generator").args(server()))
         .subcommand(Command::new("config").about("Print the configuration in force, with the source of each value").args(demo()))
+        .subcommand(
+            Command::new("health")
+                .about("Ask a server whether it serves: exit code 0 if so, else 1")
+                .args(keys(|key| key.name == "listen"))
+                .mut_arg("listen", |listen| listen.help("Where the server listens; asked unless --target names another"))
+                .arg(option("target", "HOST:PORT", "The server to ask [default: where the configuration has it listen]"))
+                .arg(option("service", "NAME", "The service to ask for, such as ackstream.v1.MessageStream [default: the server]"))
+                .arg(option("timeout", "TIME", "How long the answer may take [default: 2s]")),
+        )
+}
+
+fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
 }
 
 fn keys(wanted: impl Fn(&Key) -> bool) -> Vec<Arg> {
@@ -139,8 +156,9 @@ fn argument(key: &'static Key) -> Arg {
     }
 }
 
-fn understand(matches: &ArgMatches, problems: Vec<Problem>) -> Invocation {
+fn understand(matches: &ArgMatches, mut problems: Vec<Problem>) -> Invocation {
     let (command, matches) = match matches.subcommand() {
+        Some(("health", matches)) => (Wanted::Health(question(matches, &mut problems)), matches),
         Some(("serve", matches)) => (Wanted::Serve, matches),
         Some(("config", matches)) => (Wanted::Config, matches),
         Some((_, matches)) => (Wanted::Demo, matches),
@@ -158,4 +176,18 @@ fn understand(matches: &ArgMatches, problems: Vec<Problem>) -> Invocation {
     });
     let file = matches.try_get_one::<PathBuf>("config").ok().flatten().cloned();
     Invocation { command, file, flags: flags.collect(), problems }
+}
+
+fn question(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Question {
+    let text = |name| matches.get_one::<String>(name).cloned();
+    let timeout = text("timeout").unwrap_or_else(|| "2s".to_owned());
+    let timeout = humantime::parse_duration(&timeout).unwrap_or_else(|_| {
+        problems.push(Problem {
+            what: format!("timeout = {timeout:?}"),
+            source: "flag --timeout".to_owned(),
+            must: "must be a length of time with its unit, such as \"2s\" or \"100ms\"".to_owned(),
+        });
+        Duration::ZERO
+    });
+    Question { target: text("target"), service: text("service").unwrap_or_default(), timeout }
 }

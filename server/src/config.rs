@@ -30,6 +30,8 @@ const LARGEST_MESSAGE: u64 = 16 << 20;
 pub struct Config {
     /// Where to serve gRPC.
     pub listen: Listen,
+    /// Where to serve metrics over HTTP; `None` = nowhere.
+    pub metrics_listen: Option<Listen>,
     /// What the server is made of.
     pub settings: Settings,
     /// How long a stopping server waits for outstanding messages.
@@ -127,7 +129,8 @@ impl Config {
             demo_count: count.map(NonZeroU64::get),
         };
         let config = Self {
-            listen: values.get("listen", |text| text.parse::<Listen>().map_err(|error| error.to_string())),
+            listen: values.get("listen", values::listen),
+            metrics_listen: values.get("metrics_listen", values::listen_or_off),
             settings,
             drain_timeout,
             log_format: values.get("log_format", values::log_format),
@@ -137,7 +140,12 @@ impl Config {
             effective: values.effective(),
         };
         let listen = if values.is_default("listen") { config.listen.or_loopback() } else { config.listen };
-        values.finish().map(|()| Self { listen, ..config })
+        let metrics_listen = if values.is_default("metrics_listen") {
+            config.metrics_listen.map(Listen::or_loopback)
+        } else {
+            config.metrics_listen
+        };
+        values.finish().map(|()| Self { listen, metrics_listen, ..config })
     }
 }
 

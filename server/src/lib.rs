@@ -8,12 +8,16 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod endpoint;
 pub mod exchange;
 pub mod generator;
+pub mod health;
 pub mod listener;
 pub mod logging;
 pub mod message;
+pub mod process;
 pub mod server;
+pub mod services;
 pub mod subscription;
 pub mod telemetry;
 

@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::service::Routes;
-use tower::ServiceExt as _;
 use tracing::{debug, warn};
+
+use crate::telemetry::CountedRoutes;
 
 /// An HTTP/2 ping goes to a silent client this often, and one that does not answer in time has gone: a host that vanished, or a
 /// process that was stopped, gives back what it holds within half a minute.
@@ -25,7 +25,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections until `stop`; what is open goes on in tasks of `connections`.
-pub async fn accept(listener: TcpListener, routes: Routes, stop: CancellationToken, connections: TaskTracker) {
+pub async fn accept(listener: TcpListener, routes: CountedRoutes, stop: CancellationToken, connections: TaskTracker) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -56,14 +56,14 @@ pub async fn accept(listener: TcpListener, routes: Routes, stop: CancellationTok
 /// How the connection broke.
 pub async fn serve_connection(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    routes: Routes,
+    routes: CountedRoutes,
     stop: CancellationToken,
 ) -> Result<(), hyper::Error> {
     let handle = Connection::default();
     let closed = handle.clone();
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(handle.clone());
-        routes.clone().oneshot(request.map(|body| body.map_err(|_| StreamBroken)))
+        routes.clone().serve(request.map(|body| body.map_err(|_| StreamBroken)))
     });
     let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     http2

@@ -1,15 +1,19 @@
 //! The binary `ackstream`: reads the configuration, opens the port, serves until it is done or told to stop, and says what became of
 //! every message.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ackstream::address::Listen;
 use ackstream::cli::{self, Invocation, Wanted};
 use ackstream::config::{Config, Layers};
 use ackstream::exchange::Ending;
+use ackstream::process::{self, Signals};
 use ackstream::server::Server;
 use ackstream::telemetry::Environment;
-use ackstream::{generator, listener, logging};
+use ackstream::{generator, health, listener, logging};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -18,8 +22,6 @@ use tracing::{info, warn};
 const EX_USAGE: u8 = 64;
 /// The port cannot be had.
 const EX_UNAVAILABLE: u8 = 69;
-/// A bug of ours.
-const EX_SOFTWARE: i32 = 70;
 /// How long the collector may take for the last traces.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
 /// How long clients may take to read the end of their streams.
@@ -50,44 +52,56 @@ fn main() -> ExitCode {
         }
     };
     if command == Wanted::Config {
-        return print(&config);
+        return say(&config.to_string());
     }
-    fail_stop();
+    process::fail_stop();
     tokio::runtime::Builder::new_multi_thread().enable_all().build().map_or_else(
         |error| unavailable(&format!("cannot start a runtime: {error}")),
-        |runtime| runtime.block_on(run(command, config, &ignored)),
+        |runtime| match command {
+            Wanted::Health(question) => runtime.block_on(ask(&question, &config)),
+            Wanted::Demo | Wanted::Serve | Wanted::Config => runtime.block_on(run(&command, config, &ignored)),
+        },
     )
 }
 
-async fn run(command: Wanted, config: Config, ignored: &[String]) -> ExitCode {
+async fn run(command: &Wanted, config: Config, ignored: &[String]) -> ExitCode {
     let log = logging::start(config.log_format, config.log_level);
-    let bound = config.listen.bind().and_then(|listener| listener.local_addr().map(|address| (listener, address)));
-    let (listener, address) = match bound {
+    let mut signals = match Signals::take_over() {
+        Ok(signals) => signals,
+        Err(error) => return unavailable(&format!("cannot wait for signals: {error}")),
+    };
+    let bound = bind(config.listen, "--listen").and_then(|grpc| {
+        let http = config.metrics_listen.map(|listen| bind(listen, "--metrics-listen")).transpose()?;
+        Ok((grpc, http))
+    });
+    let ((listener, address), http) = match bound {
         Ok(bound) => bound,
-        Err(error) => {
-            let listen = config.listen;
-            return unavailable(&format!("cannot listen on {listen}: {error}; is another server running? (--listen)"));
-        }
+        Err(why) => return unavailable(&why),
     };
     let server = match Server::start(&config.settings).await {
         Ok(server) => server,
         Err(error) => return unavailable(&format!("the system has no random numbers: {error}")),
     };
     info!("Starting gRPC server on {address}");
+    if let Some((listener, address)) = http {
+        info!("Serving metrics on http://{address}/metrics");
+        tokio::spawn(server.endpoint().clone().serve(listener)); // to the very end: the last scrape is the truest
+    }
     if !ignored.is_empty() {
         warn!("Set, but not supported by this server: {}", ignored.join(", "));
     }
+    server.serving().await; // whoever has connected by now waits to be accepted
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
     connections.spawn(listener::accept(listener, server.routes(), stop.clone(), connections.clone()));
     connections.close();
 
     let ending = tokio::select! {
         () = serve(command, &config, &server) => Ending::Completed,
-        () = signal() => Ending::Stopping,
+        () = signals.next() => Ending::Stopping,
     };
     tokio::select! {
         () = close(ending, &config, &server, &stop, &connections) => {}
-        () = signal() => info!("Stopping at once"), // whoever asks twice does not want to wait
+        () = signals.next() => info!("Stopping at once"), // whoever asks twice does not want to wait
     }
     server.say_summary();
     if log.lost_lines() > 0 {
@@ -104,7 +118,7 @@ async fn close(ending: Ending, config: &Config, server: &Server, stop: &Cancella
             warn!("outstanding messages were not settled in time (--drain-timeout)");
         }
     }
-    server.end_streams(ending);
+    server.end_streams(ending).await;
     stop.cancel();
     if tokio::time::timeout(CLOSING_GRACE, connections.wait()).await.is_err() {
         info!("Closing {} connections whose clients did not read to the end", connections.len());
@@ -113,8 +127,8 @@ async fn close(ending: Ending, config: &Config, server: &Server, stop: &Cancella
 }
 
 /// Returns when there is nothing more to do: for a demo with an end, when all of its messages are settled.
-async fn serve(command: Wanted, config: &Config, server: &Server) {
-    if command == Wanted::Demo {
+async fn serve(command: &Wanted, config: &Config, server: &Server) {
+    if *command == Wanted::Demo {
         let (plan, interval) = (config.plan, humantime::format_duration(config.plan.interval));
         let every = if plan.interval == Duration::from_secs(1) { "1-second".to_owned() } else { interval.to_string() };
         let messages = plan.count.map_or("messages without end".to_owned(), |count| format!("{count} messages"));
@@ -133,27 +147,20 @@ async fn serve(command: Wanted, config: &Config, server: &Server) {
     std::future::pending::<()>().await;
 }
 
-/// SIGINT or, where there is such a thing, SIGTERM.
-async fn signal() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut term = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
-        let mut int = signal(SignalKind::interrupt()).expect("SIGINT can be handled");
-        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await.expect("Ctrl-C can be handled");
+/// Opens a port; the error is a sentence. `flag` can name another.
+fn bind(listen: Listen, flag: &str) -> Result<(TcpListener, SocketAddr), String> {
+    let bound = listen.bind().and_then(|listener| listener.local_addr().map(|address| (listener, address)));
+    bound.map_err(|error| format!("cannot listen on {listen}: {error}; is another server running? ({flag})"))
 }
 
-/// A panic is a bug of ours, and what it interrupted is in no known state: the process ends.
-fn fail_stop() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        tell(panic);
-        eprintln!("ackstream: this is a bug of ours; please report it with the lines above");
-        std::process::exit(EX_SOFTWARE);
-    }));
+async fn ask(question: &health::Question, config: &Config) -> ExitCode {
+    match health::ask(question, config.listen).await {
+        Ok(()) => say("SERVING\n"),
+        Err(why) => {
+            eprintln!("ackstream: {why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn unavailable(why: &str) -> ExitCode {
@@ -161,8 +168,8 @@ fn unavailable(why: &str) -> ExitCode {
     EX_UNAVAILABLE.into()
 }
 
-fn print(config: &Config) -> ExitCode {
+fn say(text: &str) -> ExitCode {
     use std::io::Write as _;
-    let _ = write!(std::io::stdout(), "{config}"); // a closed output has nobody to tell
+    let _ = std::io::stdout().write_all(text.as_bytes()); // a closed output has nobody to tell
     ExitCode::SUCCESS
 }

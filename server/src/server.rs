@@ -3,25 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ackstream_core::{Backlog, Counts, Ended, Policy};
+use ackstream_core::{Backlog, Counts, DropReason, Ended, Policy};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::service::Routes;
+use tokio::time::Instant;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tracing::info;
 
 use crate::broker::{Broker, Topic};
 use crate::clock::Clock;
+use crate::endpoint::Endpoint;
 use crate::exchange::{DEFAULT_NAME, Ending, Exchange, StreamLimits};
-use crate::proto::FILE_DESCRIPTOR_SET;
 use crate::proto::message_stream_server::MessageStreamServer;
+use crate::services;
 use crate::subscription::Subscription;
-use crate::telemetry::{Exporter, Lines, Progress, TraceCounts, TraceSettings, Traces, Watch};
+use crate::telemetry::{
+    Calls, CountedRoutes, Exporter, Lines, Metrics, Progress, TraceCounts, TraceSettings, Traces, Watch,
+};
 
 /// A frame may be larger than a message by so much: batches of publishes come in one.
 const FRAME_OVER_MESSAGE: u64 = 4 << 20;
 
 /// How often a draining server looks whether it is done.
 const DRAIN_CHECK_EVERY: Duration = Duration::from_millis(10);
+
+/// Between the first word that a server stops and the end of its streams lies at least so much, so that whoever balances load by its
+/// health has sent its clients elsewhere.
+const NOTICE: Duration = Duration::from_millis(250);
 
 /// What a server is made of.
 #[derive(Clone, Debug)]
@@ -46,9 +55,12 @@ pub struct Settings {
 pub struct Server {
     broker: Arc<Broker>,
     progress: Arc<Progress>,
-    routes: Routes,
+    routes: CountedRoutes,
     ending: watch::Sender<Option<Ending>>,
-    health: tonic_health::server::HealthReporter,
+    health: HealthReporter,
+    /// Whose health can be asked for: every service, and by the empty name the server.
+    health_names: Vec<String>,
+    endpoint: Endpoint,
     exporter: Option<Exporter>,
     trace_counts: Arc<TraceCounts>,
     /// Stopped with the server.
@@ -56,7 +68,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server with the topic `demo` and its subscription `demo`.
+    /// Starts a server with the topic `demo` and its subscription `demo`. Its health is `NOT_SERVING` until it is told that it
+    /// [serves](Self::serving).
     ///
     /// # Errors
     ///
@@ -91,14 +104,36 @@ impl Server {
         let max_frame = usize::try_from(settings.max_message_bytes + FRAME_OVER_MESSAGE).unwrap_or(usize::MAX);
         let exchange = MessageStreamServer::new(exchange).max_decoding_message_size(max_frame);
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<MessageStreamServer<Exchange>>().await;
-        let routes = reflection().add_service(exchange).add_service(health_service).prepare();
-        Ok(Self { broker, progress, routes, ending, health, exporter, trace_counts, _drivers: drivers })
+        let routes = services::reflection().add_service(exchange).add_service(health_service).prepare();
+        let calls = Arc::new(Calls::default());
+        let metrics = Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts));
+        let routes = CountedRoutes::new(routes, calls);
+        let endpoint = Endpoint::new(metrics);
+        let health_names = std::iter::once(String::new()).chain(services::names()).collect();
+        let server = Self {
+            broker,
+            progress,
+            routes,
+            ending,
+            health,
+            health_names,
+            endpoint,
+            exporter,
+            trace_counts,
+            _drivers: drivers,
+        };
+        server.set_health(ServingStatus::NotServing).await;
+        Ok(server)
     }
 
     /// The gRPC services, for one connection.
-    pub fn routes(&self) -> Routes {
+    pub fn routes(&self) -> CountedRoutes {
         self.routes.clone()
+    }
+
+    /// What answers to HTTP: the metrics, and whether the server is ready.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     /// The topics.
@@ -111,10 +146,16 @@ impl Server {
         &self.progress
     }
 
-    /// Accepts and delivers nothing new, and waits until what is outstanding is settled, at most `timeout`. Says whether it was.
+    /// The port is open: from here on the server's health is `SERVING`.
+    pub async fn serving(&self) {
+        self.set_health(ServingStatus::Serving).await;
+    }
+
+    /// Says first that it is `NOT_SERVING`, then accepts and delivers nothing new, and waits until what is outstanding is settled, at
+    /// most `timeout`. Says whether it was. Takes at least 250 ms, so that the streams end no sooner.
     pub async fn drain(&self, timeout: Duration) -> bool {
-        self.health.set_not_serving::<MessageStreamServer<Exchange>>().await;
-        self.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        self.set_health(ServingStatus::NotServing).await;
+        let noticed = Instant::now() + NOTICE;
         for (_, subscription) in self.broker.subscriptions() {
             let mut locked = subscription.lock();
             let now = locked.now;
@@ -125,12 +166,28 @@ impl Server {
                 tokio::time::sleep(DRAIN_CHECK_EVERY).await;
             }
         };
-        tokio::time::timeout(timeout, drained).await.is_ok()
+        let in_time = tokio::time::timeout(timeout, drained).await.is_ok();
+        tokio::time::sleep_until(noticed).await;
+        in_time
     }
 
-    /// Ends all streams, open and to come. Their consumers leave cleanly.
-    pub fn end_streams(&self, ending: Ending) {
+    /// Ends all streams, open and to come. Their consumers leave cleanly. Whoever watches the health sees `NOT_SERVING` and the end.
+    pub async fn end_streams(&self, ending: Ending) {
+        if self.endpoint.is_ready() {
+            self.set_health(ServingStatus::NotServing).await;
+        }
         self.ending.send_replace(Some(ending));
+        let mut health = self.health.clone();
+        for service in &self.health_names {
+            health.clear_service_status(service).await;
+        }
+    }
+
+    async fn set_health(&self, status: ServingStatus) {
+        self.endpoint.set_ready(status == ServingStatus::Serving);
+        for service in &self.health_names {
+            self.health.set_service_status(service, status).await;
+        }
     }
 
     /// What became of traces, besides those that were exported.
@@ -167,10 +224,18 @@ impl Server {
             );
             info!(
                 "  retries: {}, late ACKs: {}, ignored ACKs, NACKs and extends: {}",
-                tally.retried,
-                tally.late_acks,
+                tally.retried_in_all(),
+                tally.late_acks(),
                 tally.ignored_in_all()
             );
+            if dropped > 0 {
+                let reason = |reason| tally.dropped(reason);
+                info!(
+                    "  dropped:    {} because no retry was left, {} because a consumer rejected them",
+                    reason(DropReason::MaxRetries),
+                    reason(DropReason::Rejected)
+                );
+            }
             if left > 0 {
                 info!("  not acked, and gone with this server: {left}");
             }
@@ -186,17 +251,4 @@ impl Server {
             );
         }
     }
-}
-
-/// Why the descriptors can be read.
-const MADE_BY_BUILD: &str = "the descriptors were made by the build";
-
-/// Reflection, as of v1 and v1alpha, of all services.
-fn reflection() -> Routes {
-    let builder = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    Routes::new(builder().build_v1().expect(MADE_BY_BUILD)).add_service(builder().build_v1alpha().expect(MADE_BY_BUILD))
 }

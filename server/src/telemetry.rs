@@ -1,7 +1,12 @@
 //! What can be seen of messages and deliveries from outside. All of it comes from the core's events, through one exhaustive match
 //! for each purpose, so that a new event does not compile until it has been thought of.
 
+mod calls;
+mod catalogue;
+mod exposition;
+pub mod histogram;
 mod lines;
+mod metrics;
 mod progress;
 mod tally;
 mod trace_counts;
@@ -11,9 +16,12 @@ use std::sync::Arc;
 
 use ackstream_core::{ConsumerId, Event, Observer};
 
+pub use calls::{Calls, CountedBody, CountedRoutes, MethodCalls};
+pub use exposition::{Exposition, Snapshot};
 pub use lines::Lines;
+pub use metrics::Metrics;
 pub use progress::Progress;
-pub use tally::Tally;
+pub use tally::{RETRY_ATTEMPTS, Settled, Tally};
 pub use trace_counts::TraceCounts;
 pub use traces::{Contexts, Environment, Exporter, Sampler, TRACEPARENT, TraceSettings, Traces, Tracing};
 

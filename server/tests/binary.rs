@@ -3,26 +3,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+#[path = "support/process.rs"]
+mod process;
 
-use ackstream::proto::message_stream_client::MessageStreamClient;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::process::{Output, Stdio};
+
 use ackstream::proto::stream_message::Kind;
-use ackstream::proto::{AckMessage, DataMessage, Open, StreamMessage};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use ackstream::proto::{DataMessage, Open, StreamMessage};
+use tonic::Code;
 
-fn ackstream(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ackstream"));
-    command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
-    let foreign = |name: &str| name.starts_with("ACKSTREAM_") || name.starts_with("OTEL_");
-    for (name, _) in std::env::vars().filter(|(name, _)| foreign(name)) {
-        command.env_remove(name);
-    }
-    command
-}
+use crate::process::{Process, ack, ackstream, next};
 
 fn output(arguments: &[&str]) -> Output {
     ackstream(arguments).output().expect("the binary runs")
@@ -30,76 +22,6 @@ fn output(arguments: &[&str]) -> Output {
 
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("UTF-8")
-}
-
-/// A server on a port of its own, ended with the test.
-struct Process {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-    address: SocketAddr,
-}
-
-impl Process {
-    fn start(arguments: &[&str]) -> Self {
-        let mut child = ackstream(arguments)
-            .args(["--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut first = String::new();
-        lines.read_line(&mut first).expect("a line");
-        let address = first.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
-        let address = address.unwrap_or_else(|| panic!("the first line names the address: {first:?}"));
-        Self { child, lines, address }
-    }
-
-    /// The next line.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.lines.read_line(&mut line).expect("a line");
-        assert!(line.ends_with('\n'), "the output goes on");
-        line.trim_end().to_owned()
-    }
-
-    fn signal(&self, name: &str) {
-        let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
-        assert!(killed.success());
-    }
-
-    /// Everything that is left to read, and the exit code.
-    fn end(mut self) -> (String, Option<i32>) {
-        let mut rest = String::new();
-        self.lines.read_to_string(&mut rest).expect("UTF-8");
-        (rest, self.child.wait().expect("it ends").code())
-    }
-
-    async fn open(&self, open: Open) -> (mpsc::Sender<StreamMessage>, Streaming<StreamMessage>) {
-        let mut client = MessageStreamClient::new(
-            tonic::transport::Endpoint::new(format!("http://{}", self.address)).unwrap().connect().await.unwrap(),
-        );
-        let (send, frames) = mpsc::channel(10);
-        send.send(StreamMessage { kind: Some(Kind::Open(open)) }).await.unwrap();
-        let mut receive = client.exchange(ReceiverStream::new(frames)).await.unwrap().into_inner();
-        assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Opened(_)))));
-        (send, receive)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill(); // it has ended, unless the test failed
-        let _ = self.child.wait();
-    }
-}
-
-async fn next(receive: &mut Streaming<StreamMessage>) -> Result<Option<Kind>, Status> {
-    receive.message().await.map(|frame| frame.and_then(|frame| frame.kind))
-}
-
-async fn ack(send: &mpsc::Sender<StreamMessage>, ack_id: u64) {
-    let ack = Kind::Ack(AckMessage { ack_id, ..AckMessage::default() });
-    send.send(StreamMessage { kind: Some(ack) }).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,6 +127,48 @@ fn a_port_that_is_taken_is_a_sentence_and_exit_code_69() {
 }
 
 #[test]
+fn a_metrics_port_that_is_taken_is_a_sentence_and_exit_code_69() {
+    let first = Process::start(&["serve"]);
+    let address = first.metrics.to_string();
+    let output = output(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", &address]);
+    assert_eq!(output.status.code(), Some(69));
+    let error = text(&output.stderr);
+    assert!(error.starts_with(&format!("ackstream: cannot listen on {address}: ")), "{error}");
+    assert!(error.contains("(--metrics-listen)"), "{error}");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn health_is_exit_code_0_where_the_server_serves_and_1_where_nobody_does() {
+    let process = Process::start(&["serve"]);
+    let address = process.address.to_string();
+    for arguments in [
+        &["health", "--target", &address][..],
+        &["health", "--listen", &address], // as its own configuration says
+        &["health", "--target", &address, "--service", "ackstream.v1.MessageStream"],
+    ] {
+        let output = output(arguments);
+        assert_eq!((text(&output.stdout), output.status.code()), ("SERVING\n", Some(0)), "{arguments:?}");
+    }
+    let unknown = output(&["health", "--target", &address, "--service", "no.such.Service"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert_eq!(text(&unknown.stderr), "ackstream: the server has no service \"no.such.Service\"\n");
+    drop(process);
+    let nobody = output(&["health", "--target", &address]);
+    assert_eq!(nobody.status.code(), Some(1));
+    assert!(text(&nobody.stderr).starts_with("ackstream: the server cannot be reached: "), "{nobody:?}");
+}
+
+#[test]
+fn health_gives_up_on_a_server_that_accepts_and_is_silent() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let output = output(&["health", "--target", &address, "--timeout", "100ms"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "ackstream: no answer within 100ms (--timeout)\n");
+}
+
+#[test]
 fn wrong_usage_tells_all_problems_and_is_exit_code_64() {
     let output = output(&["serve", "--bogus", "--ack-deadlin=3s", "--ack-deadline", "x", "--max-retries", "5000"]);
     assert_eq!(output.status.code(), Some(64));
@@ -279,10 +243,11 @@ fn help_and_version_exit_with_0() {
 
 #[test]
 fn json_lines_say_what_they_are_about() {
-    let mut process = ackstream(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut process =
+        ackstream(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "off", "--log-format", "json"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
     let mut line = String::new();
     let mut lines = BufReader::new(process.stdout.take().unwrap());
     lines.read_line(&mut line).unwrap();

@@ -38,6 +38,7 @@ fn problems(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, &s
 fn nobody_has_to_say_anything() {
     let config = load("", &[], &[]).unwrap();
     assert_eq!(config.listen.to_string(), "[::1]:50051");
+    assert_eq!(config.metrics_listen.unwrap().to_string(), "[::1]:9464");
     assert_eq!(config.settings.policy, ackstream_core::Policy::default());
     assert_eq!(config.drain_timeout, Duration::from_secs(8));
 }
@@ -194,4 +195,12 @@ fn the_readme_has_every_key_with_its_default() {
         let row = format!("| `{}` | {} | {} |", key.name, key.default, key.about);
         assert!(readme.contains(&row), "README.md lacks: {row}");
     }
+}
+
+#[test]
+fn metrics_can_be_turned_off() {
+    assert_eq!(load("", &[], &[("metrics_listen", "off")]).unwrap().metrics_listen, None);
+    let found = problems("metrics_listen = \"on\"", &[], &[]);
+    assert!(found[0].starts_with("metrics_listen = \"on\" (file test.toml): must be ADDRESS:PORT"), "{}", found[0]);
+    assert!(found[0].ends_with(", or \"off\""), "{}", found[0]);
 }

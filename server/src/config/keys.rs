@@ -68,6 +68,13 @@ pub const KEYS: &[Key] = &[
         "ADDRESS",
         "Where to serve gRPC; \":PORT\" is all addresses, port 0 picks one",
     ),
+    server(
+        "metrics_listen",
+        "metrics-listen",
+        "[::1]:9464",
+        "ADDRESS",
+        "Where to serve /metrics, /livez and /readyz over HTTP, or \"off\"",
+    ),
     server("ack_deadline", "ack-deadline", "2s", "TIME", "How long a delivery waits for its ACK before the next one"),
     server("max_retries", "max-retries", "3", "N", "Retries before a message is dropped: 0 to 1000, or \"unlimited\""),
     server("min_backoff", "min-backoff", "0s", "TIME", "Wait before the first retry; doubles with each further one"),

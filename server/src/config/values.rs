@@ -12,6 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::keys::KEYS;
 use super::layers::DEFAULT;
 use super::{Effective, Layers, Problem};
+use crate::address::{Listen, NoAddress};
 use crate::logging::LogFormat;
 
 /// The values of all layers, and the problems found with them so far.
@@ -201,6 +202,17 @@ pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "must be true or false".into())
+}
+
+pub(super) fn listen(text: &str) -> Result<Listen, String> {
+    text.parse().map_err(|error: NoAddress| error.to_string())
+}
+
+pub(super) fn listen_or_off(text: &str) -> Result<Option<Listen>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    listen(text).map(Some).map_err(|must| format!("{must}, or \"off\""))
 }
 
 pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {

@@ -1,22 +1,69 @@
-//! Counts beside those that the core keeps for its laws.
+//! What is counted of one subscription beside the core's own counts: plain integers, moved under the subscription's lock.
 
-use ackstream_core::{DropReason, Event, IgnoreReason, Verb};
+use ackstream_core::{DropReason, Event, IgnoreReason, Observer, Outcome, Verb};
+
+use super::histogram::{ACK_EDGES, ATTEMPT_EDGES, Histogram, SETTLE_EDGES};
+
+/// The attempts that retries are counted by: 2, 3, 4, 5, and 6 with all that follow.
+pub const RETRY_ATTEMPTS: usize = 5;
+
+/// How a message was settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// By an ack.
+    Acked,
+    /// By giving it up.
+    Dropped,
+}
 
 /// Totals of one subscription.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally {
-    /// Deliveries after a message's first.
-    pub retried: u64,
-    /// Acks that settled a message after its delivery had ended.
-    pub late_acks: u64,
-    /// Messages dropped because no retry was left.
-    pub dropped_max_retries: u64,
-    /// Messages dropped by a consumer's nack.
-    pub dropped_rejected: u64,
+    /// Deliveries after a message's first, by attempt and by how the attempt before ended.
+    retried: [[u64; 4]; RETRY_ATTEMPTS],
+    late_acks: u64,
+    dropped: [u64; 2],
     ignored: [[u64; 4]; 3],
+    ack_latency: Histogram<{ ACK_EDGES.len() }>,
+    settle_latency: [Histogram<{ SETTLE_EDGES.len() }>; 2],
+    attempts: [Histogram<{ ATTEMPT_EDGES.len() }>; 2],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            retried: [[0; 4]; RETRY_ATTEMPTS],
+            late_acks: 0,
+            dropped: [0; 2],
+            ignored: [[0; 4]; 3],
+            ack_latency: Histogram::new(&ACK_EDGES),
+            settle_latency: [const { Histogram::new(&SETTLE_EDGES) }; 2],
+            attempts: [const { Histogram::new(&ATTEMPT_EDGES) }; 2],
+        }
+    }
 }
 
 impl Tally {
+    /// Deliveries with a number of `attempt`, from 2, after one that ended so; the last number stands for all that follow.
+    pub const fn retried(&self, attempt: usize, after: Outcome) -> u64 {
+        self.retried[retry_place(attempt)][after as usize]
+    }
+
+    /// Deliveries after a message's first.
+    pub fn retried_in_all(&self) -> u64 {
+        self.retried.iter().flatten().sum()
+    }
+
+    /// Acks that settled a message after its delivery had ended.
+    pub const fn late_acks(&self) -> u64 {
+        self.late_acks
+    }
+
+    /// Messages given up, for this reason.
+    pub const fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped[reason as usize]
+    }
+
     /// Acks, nacks or extends that changed nothing, for this reason.
     pub const fn ignored(&self, verb: Verb, reason: IgnoreReason) -> u64 {
         self.ignored[verb as usize][reason as usize]
@@ -27,23 +74,63 @@ impl Tally {
         self.ignored.iter().flatten().sum()
     }
 
-    pub(super) fn observe<M>(&mut self, event: &Event<'_, M>) {
+    /// Nanoseconds from the sending of an acked attempt to its ack.
+    pub const fn ack_latency(&self) -> &Histogram<{ ACK_EDGES.len() }> {
+        &self.ack_latency
+    }
+
+    /// Nanoseconds from accept to ack or drop.
+    pub const fn settle_latency(&self, settled: Settled) -> &Histogram<{ SETTLE_EDGES.len() }> {
+        &self.settle_latency[settled as usize]
+    }
+
+    /// Deliveries of a settled message.
+    pub const fn attempts(&self, settled: Settled) -> &Histogram<{ ATTEMPT_EDGES.len() }> {
+        &self.attempts[settled as usize]
+    }
+
+    fn settle(&mut self, settled: Settled, latency: std::time::Duration, attempts: u32) {
+        self.settle_latency[settled as usize].record(nanos(latency));
+        self.attempts[settled as usize].record(u64::from(attempts));
+    }
+}
+
+impl<M> Observer<M> for Tally {
+    fn observe(&mut self, event: &Event<'_, M>) {
         match event {
-            Event::Sent { after: Some(_), .. } => self.retried += 1,
-            Event::Acked { late: true, .. } => self.late_acks += 1,
-            Event::Dropped { reason: DropReason::MaxRetries, .. } => self.dropped_max_retries += 1,
-            Event::Dropped { reason: DropReason::Rejected, .. } => self.dropped_rejected += 1,
+            Event::Sent { message, after: Some(after), .. } => {
+                self.retried[retry_place(message.attempts as usize)][*after as usize] += 1;
+            }
+            Event::Ended { at, sent_at, outcome: Outcome::Acked, .. } => {
+                self.ack_latency.record(nanos(at.since(*sent_at)));
+            }
+            Event::Acked { at, message, late } => {
+                self.late_acks += u64::from(*late);
+                self.settle(Settled::Acked, at.since(message.accepted_at), message.attempts);
+            }
+            Event::Dropped { at, message, reason } => {
+                self.dropped[*reason as usize] += 1;
+                self.settle(Settled::Dropped, at.since(message.accepted_at), message.attempts);
+            }
             Event::Ignored { verb, reason, .. } => self.ignored[*verb as usize][*reason as usize] += 1,
             Event::Published { .. }
             | Event::Sent { after: None, .. }
             | Event::Extended { .. }
-            | Event::Ended { .. }
+            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
-            | Event::Acked { late: false, .. }
             | Event::Attached { .. }
             | Event::Detached { .. }
             | Event::Draining { .. } => {}
         }
     }
+}
+
+const fn retry_place(attempt: usize) -> usize {
+    let place = attempt.saturating_sub(2);
+    if place < RETRY_ATTEMPTS { place } else { RETRY_ATTEMPTS - 1 }
+}
+
+fn nanos(length: std::time::Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
 }

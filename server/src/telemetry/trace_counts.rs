@@ -38,26 +38,35 @@ impl TraceCounts {
         self.queue_full() + self.export_failed() + self.rate_limited()
     }
 
-    pub(super) fn count_queue_full(&self, spans: u64) {
+    /// What the metrics show: lost by reason (`queue_full`, `export_failed`, `rate_limited`), then ignored contexts.
+    pub(super) fn values(&self) -> [u64; 4] {
+        [self.queue_full(), self.export_failed(), self.rate_limited(), self.contexts_ignored()]
+    }
+
+    /// Spans found no room in the queue.
+    pub fn count_queue_full(&self, spans: u64) {
         self.waiting.fetch_sub(spans, Relaxed);
         self.queue_full.fetch_add(spans, Relaxed);
     }
 
-    pub(super) fn count_export_failed(&self, spans: u64) {
+    /// Spans were not taken by the collector.
+    pub fn count_export_failed(&self, spans: u64) {
         self.waiting.fetch_sub(spans, Relaxed);
         self.export_failed.fetch_add(spans, Relaxed);
     }
 
-    pub(super) fn count_rate_limited(&self, spans: u64) {
+    /// Spans were beyond the cap of their kind.
+    pub fn count_rate_limited(&self, spans: u64) {
         self.rate_limited.fetch_add(spans, Relaxed);
     }
 
-    pub(super) fn count_context_ignored(&self) {
+    /// A trace context was none.
+    pub fn count_context_ignored(&self) {
         self.contexts_ignored.fetch_add(1, Relaxed);
     }
 
     /// Spans go towards the exporter.
-    pub(super) fn count_waiting(&self, spans: u64) {
+    pub fn count_waiting(&self, spans: u64) {
         self.waiting.fetch_add(spans, Relaxed);
     }
 

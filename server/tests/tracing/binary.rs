@@ -16,7 +16,11 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 pub(crate) fn ackstream(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ackstream"));
-    command.args(arguments).args(["--listen", "127.0.0.1:0"]).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command
+        .args(arguments)
+        .args(["--listen", "127.0.0.1:0", "--metrics-listen", "off"])
+        .current_dir(std::env::temp_dir())
+        .stdin(Stdio::null());
     let foreign = |name: &str| name.starts_with("ACKSTREAM_") || name.starts_with("OTEL_");
     for (name, _) in std::env::vars().filter(|(name, _)| foreign(name)) {
         command.env_remove(name);

@@ -13,7 +13,7 @@ async fn a_server_that_has_finished_ends_its_streams_with_ok() {
     let mut consumer = memory.consume(Open::default()).await;
     let mut tail = memory.consume(Open { auto_ack: true, ..Open::default() }).await;
     tail.half_close();
-    memory.server.end_streams(Ending::Completed);
+    memory.server.end_streams(Ending::Completed).await;
     consumer.ends_ok().await;
     tail.ends_ok().await;
 }
@@ -22,7 +22,7 @@ async fn a_server_that_has_finished_ends_its_streams_with_ok() {
 async fn a_stopping_server_ends_its_streams_with_unavailable_and_a_sentence() {
     let memory = Memory::start().await;
     let mut consumer = memory.consume(Open::default()).await;
-    memory.server.end_streams(Ending::Stopping);
+    memory.server.end_streams(Ending::Stopping).await;
     let status = consumer.ends_with().await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().starts_with("the server is stopping"), "{status}");
@@ -34,7 +34,7 @@ async fn what_a_consumer_held_when_the_server_ended_its_stream_costs_no_retry() 
     let mut consumer = memory.consume(Open::default()).await;
     memory.publish(1).await;
     consumer.delivery().await;
-    memory.server.end_streams(Ending::Stopping);
+    memory.server.end_streams(Ending::Stopping).await;
     consumer.ends_with().await;
     let (counts, backlog) = memory.counts();
     assert_eq!((counts.dropped, counts.ended.released, backlog.ready), (0, 1, 1));

@@ -54,6 +54,11 @@ impl Memory {
         let mut settings = settings();
         change(&mut settings);
         let server = Server::start(&settings).await.expect("the system has random numbers");
+        server.serving().await;
+        Self::of(server)
+    }
+
+    pub(crate) fn of(server: Server) -> Self {
         Self { server: Arc::new(server), stop: CancellationToken::new() }
     }
 
@@ -143,6 +148,11 @@ impl Conversation {
 
     pub(crate) fn half_close(&mut self) {
         self.send = None;
+    }
+
+    #[allow(dead_code, reason = "shared with the tests of telemetry")]
+    pub(crate) const fn is_half_closed(&self) -> bool {
+        self.send.is_none()
     }
 
     pub(crate) async fn ack_message(&mut self, id: u64) {

@@ -1,0 +1,107 @@
+//! The command `health`: asks a server for its health over gRPC, so that a container needs neither a shell nor another program.
+
+use std::fmt;
+use std::time::Duration;
+
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::address::Listen;
+
+/// What to ask, and whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// HOST:PORT; `None` = where the configuration in force has a server listen.
+    pub target: Option<String>,
+    /// The full name of a service; empty = the server.
+    pub service: String,
+    /// How long the answer may take.
+    pub timeout: Duration,
+}
+
+/// Why the answer is no.
+#[derive(Debug)]
+pub enum Unhealthy {
+    /// There is nobody to ask: the server picks its port.
+    NoTarget(Listen),
+    /// Nobody answered in time.
+    Timeout(Question),
+    /// The server cannot be reached.
+    Unreachable(String),
+    /// It has no such service.
+    NoService(String),
+    /// It gave an error.
+    Failed(String),
+    /// It is not serving.
+    NotServing,
+}
+
+impl fmt::Display for Unhealthy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTarget(listen) => {
+                write!(f, "the server picks its port (listen = {listen}): say --target HOST:PORT")
+            }
+            Self::Timeout(Question { timeout, .. }) => {
+                write!(f, "no answer within {} (--timeout)", humantime::format_duration(*timeout))
+            }
+            Self::Unreachable(why) => write!(f, "the server cannot be reached: {why}"),
+            Self::NoService(name) => write!(f, "the server has no service {name:?}"),
+            Self::Failed(why) => write!(f, "the server does not tell its health: {why}"),
+            Self::NotServing => f.write_str("NOT_SERVING"),
+        }
+    }
+}
+
+impl std::error::Error for Unhealthy {}
+
+/// Asks `question`, by default the server that would listen on `listen`. `Ok` = SERVING.
+///
+/// # Errors
+///
+/// Why not.
+pub async fn ask(question: &Question, listen: Listen) -> Result<(), Unhealthy> {
+    let targets = match &question.target {
+        Some(target) => vec![target.clone()],
+        None => listen.reached_at().iter().map(ToString::to_string).collect(),
+    };
+    let answer = async {
+        let mut client = HealthClient::new(connect(&targets).await?.ok_or(Unhealthy::NoTarget(listen))?);
+        let request = HealthCheckRequest { service: question.service.clone() };
+        match client.check(request).await {
+            Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
+            Ok(_) => Err(Unhealthy::NotServing),
+            Err(status) if status.code() == Code::NotFound => Err(Unhealthy::NoService(question.service.clone())),
+            Err(status) => Err(Unhealthy::Failed(status.message().to_owned())),
+        }
+    };
+    tokio::time::timeout(question.timeout, answer).await.unwrap_or_else(|_| Err(Unhealthy::Timeout(question.clone())))
+}
+
+/// A connection to the first of `targets` that takes one; `None` where there are no targets.
+async fn connect(targets: &[String]) -> Result<Option<Channel>, Unhealthy> {
+    let mut refused = None;
+    for target in targets {
+        let connected = match Endpoint::from_shared(format!("http://{target}")) {
+            Ok(endpoint) => endpoint.connect().await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(channel) => return Ok(Some(channel)),
+            Err(error) => refused = Some(format!("{target}: {}", root_cause(&error))),
+        }
+    }
+    refused.map_or(Ok(None), |why| Err(Unhealthy::Unreachable(why)))
+}
+
+/// The innermost error, which says what happened.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

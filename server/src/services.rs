@@ -1,0 +1,92 @@
+//! Every gRPC service of the server and its methods, as the descriptors tell them: what reflection shows, whose health can be asked
+//! for, and whose calls are counted.
+
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use tonic::service::Routes;
+
+use crate::proto::FILE_DESCRIPTOR_SET;
+
+/// The descriptors of all services, reflection's own included.
+const DESCRIPTORS: [&[u8]; 4] = [
+    FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+/// Why the descriptors can be read.
+const MADE_BY_BUILD: &str = "the descriptors were made by the build";
+
+/// One method of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Method {
+    /// The service's full name, such as "ackstream.v1.MessageStream".
+    pub service: String,
+    /// The method's name in it.
+    pub name: String,
+    /// Whether the client sends a stream.
+    pub client_streams: bool,
+    /// Whether the server sends a stream.
+    pub server_streams: bool,
+}
+
+impl Method {
+    /// Whether it has one request and one response.
+    pub const fn is_unary(&self) -> bool {
+        !self.client_streams && !self.server_streams
+    }
+}
+
+/// All methods of all services.
+pub fn methods() -> Vec<Method> {
+    let mut methods = Vec::new();
+    for descriptors in DESCRIPTORS {
+        for file in FileDescriptorSet::decode(descriptors).expect(MADE_BY_BUILD).file {
+            for service in &file.service {
+                methods.extend(service.method.iter().map(|method| Method {
+                    service: format!("{}.{}", file.package(), service.name()),
+                    name: method.name().to_owned(),
+                    client_streams: method.client_streaming(),
+                    server_streams: method.server_streaming(),
+                }));
+            }
+        }
+    }
+    methods
+}
+
+/// The full names of all services, each once.
+pub fn names() -> Vec<String> {
+    let mut names: Vec<_> = methods().into_iter().map(|method| method.service).collect();
+    names.dedup();
+    names
+}
+
+/// Reflection of all services, as of v1 and v1alpha.
+pub fn reflection() -> Routes {
+    let builder = || {
+        let empty = tonic_reflection::server::Builder::configure().include_reflection_service(false);
+        DESCRIPTORS.into_iter().fold(empty, tonic_reflection::server::Builder::register_encoded_file_descriptor_set)
+    };
+    Routes::new(builder().build_v1().expect(MADE_BY_BUILD)).add_service(builder().build_v1alpha().expect(MADE_BY_BUILD))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_service_is_told_with_its_methods() {
+        let names = names();
+        for name in [
+            "ackstream.v1.MessageStream",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+            "grpc.reflection.v1alpha.ServerReflection",
+        ] {
+            assert!(names.contains(&name.to_owned()), "{name} is not in {names:?}");
+        }
+        let unary: Vec<_> = methods().into_iter().filter(Method::is_unary).map(|method| method.name).collect();
+        assert_eq!(unary, ["Check"]);
+    }
+}

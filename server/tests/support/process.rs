@@ -1,0 +1,95 @@
+//! The binary as a child process.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use ackstream::proto::message_stream_client::MessageStreamClient;
+use ackstream::proto::stream_message::Kind;
+use ackstream::proto::{AckMessage, Open, StreamMessage};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+pub(crate) fn ackstream(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ackstream"));
+    command.args(arguments).current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ACKSTREAM_") || name.starts_with("OTEL_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A server on a port of its own, ended with the test.
+pub(crate) struct Process {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    pub(crate) address: SocketAddr,
+    pub(crate) metrics: SocketAddr,
+}
+
+impl Process {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut child = ackstream(arguments)
+            .args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().expect("piped"));
+        let mut address = |before: &str, after: &str| {
+            let mut line = String::new();
+            lines.read_line(&mut line).expect("a line");
+            let address = line.trim_end().strip_prefix(before).and_then(|line| line.strip_suffix(after));
+            let address = address.and_then(|address| address.parse().ok());
+            address.unwrap_or_else(|| panic!("the first lines name the addresses: {line:?}"))
+        };
+        let grpc = address("[RUST SERVER] Starting gRPC server on ", "");
+        let metrics = address("[RUST SERVER] Serving metrics on http://", "/metrics");
+        Self { child, lines, address: grpc, metrics }
+    }
+
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.lines.read_line(&mut line).expect("UTF-8"), 0, "the process has ended");
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(killed.success());
+    }
+
+    /// Everything that is left to read, and the exit code.
+    pub(crate) fn end(mut self) -> (String, Option<i32>) {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).expect("UTF-8");
+        (rest, self.child.wait().expect("it ends").code())
+    }
+
+    pub(crate) async fn open(&self, open: Open) -> (mpsc::Sender<StreamMessage>, Streaming<StreamMessage>) {
+        let mut client = MessageStreamClient::new(
+            tonic::transport::Endpoint::new(format!("http://{}", self.address)).unwrap().connect().await.unwrap(),
+        );
+        let (send, frames) = mpsc::channel(10);
+        send.send(StreamMessage { kind: Some(Kind::Open(open)) }).await.unwrap();
+        let mut receive = client.exchange(ReceiverStream::new(frames)).await.unwrap().into_inner();
+        assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Opened(_)))));
+        (send, receive)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it has ended, unless the test failed
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) async fn next(receive: &mut Streaming<StreamMessage>) -> Result<Option<Kind>, Status> {
+    receive.message().await.map(|frame| frame.and_then(|frame| frame.kind))
+}
+
+pub(crate) async fn ack(send: &mpsc::Sender<StreamMessage>, ack_id: u64) {
+    let ack = Kind::Ack(AckMessage { ack_id, ..AckMessage::default() });
+    send.send(StreamMessage { kind: Some(ack) }).await.unwrap();
+}
