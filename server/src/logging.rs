@@ -6,7 +6,7 @@ use std::io::IsTerminal as _;
 use anstyle::{AnsiColor, Style};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -26,14 +26,28 @@ pub enum LogFormat {
 /// Lines that wait to be written, at most; beyond it lines are lost rather than messages held up.
 const MAX_WAITING_LINES: usize = 16_384;
 
-/// Starts the log on standard output. What is written reaches it at the latest when the guard is dropped.
+/// The running log. What was written reaches the output at the latest when this is dropped.
+pub struct Log {
+    lost: ErrorCounter,
+    _writer: WorkerGuard,
+}
+
+impl Log {
+    /// How many lines were lost, because whoever reads the output was too slow.
+    pub fn lost_lines(&self) -> usize {
+        self.lost.dropped_lines()
+    }
+}
+
+/// Starts the log on standard output.
 ///
 /// # Panics
 ///
 /// Where a log was started before.
-pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
-    let (output, guard) =
+pub fn start(format: LogFormat, level: LevelFilter) -> Log {
+    let (output, writer) =
         NonBlockingBuilder::default().buffered_lines_limit(MAX_WAITING_LINES).lossy(true).finish(std::io::stdout());
+    let lost = output.error_counter();
     // Libraries are heard only when something is wrong.
     let filter = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("ackstream", level);
     let registry = tracing_subscriber::registry().with(filter);
@@ -44,7 +58,7 @@ pub fn start(format: LogFormat, level: LevelFilter) -> WorkerGuard {
             registry.with(layer.json().flatten_event(true).with_target(false).with_current_span(false)).init();
         }
     }
-    guard
+    Log { lost, _writer: writer }
 }
 
 fn use_colour() -> bool {

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: &Wanted, config: Config) -> ExitCode {
-    let _log = logging::start(config.log_format, config.log_level);
+    let log = logging::start(config.log_format, config.log_level);
     let mut signals = match Signals::take_over() {
         Ok(signals) => signals,
         Err(error) => return unavailable(&format!("cannot wait for signals: {error}")),
@@ -101,6 +101,9 @@ async fn run(command: &Wanted, config: Config) -> ExitCode {
     server.say_summary();
     if closed.is_err() {
         info!("Closed {} connections whose clients did not read to the end", connections.len());
+    }
+    if log.lost_lines() > 0 {
+        info!("{} lines of this log were lost: its output was not read in time", log.lost_lines());
     }
     ExitCode::SUCCESS
 }
