@@ -74,7 +74,7 @@ step_wheel() {
 # The story in a terminal, told and told right.
 step_run() {
   local said=$work/run.log line
-  ACKSTREAM_CLIENT_TARGET=localhost:$1 ./run.sh 5 --listen "127.0.0.1:$1" --interval 50ms >"$said" 2>&1 || { cat "$said"; return 1; }
+  ACKSTREAM_CLIENT_TARGET=localhost:$1 ./run.sh 5 --listen "127.0.0.1:$1" --metrics-listen off --interval 50ms >"$said" 2>&1 || { cat "$said"; return 1; }
   for line in "[RUST SERVER] Starting gRPC server on 127.0.0.1:$1" "[RUST SERVER] Will send 5 messages at 50ms intervals" \
     "[RUST SERVER] Sent message 1/5" "[PYTHON CLIENT] Received message 1: Message 1" \
     "[RUST SERVER] All messages completed, stopping retry handler"; do

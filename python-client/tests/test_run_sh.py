@@ -32,7 +32,7 @@ async def run_in_terminal(
     whole = os.environ | defaults | (environment or {})
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(RUN, [str(RUN), *arguments, "--listen", address], whole)  # noqa: S606 - a terminal of its own
+        os.execve(RUN, [str(RUN), *arguments, "--listen", address, "--metrics-listen", "off"], whole)  # noqa: S606 - a terminal of its own
     shown = b""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(TIMEOUT * 4):  # it may have to build first
@@ -73,7 +73,7 @@ async def test_both_sides_use_colour_on_a_terminal_that_has_any(environment: dic
 
 
 async def test_a_reader_that_leaves_ends_both_sides() -> None:
-    command = f"{RUN} 1000 --interval 10ms --listen 127.0.0.1:0 2>/dev/null | head -3"
+    command = f"{RUN} 1000 --interval 10ms --listen 127.0.0.1:0 --metrics-listen off 2>/dev/null | head -3"
     environment = os.environ | {"ACKSTREAM_CLIENT_CONNECT_TIMEOUT": "1s", "ACKSTREAM_CLIENT_TARGET": "127.0.0.1:1"}
     process = await asyncio.create_subprocess_shell(command, env=environment, stdout=asyncio.subprocess.PIPE)
     async with asyncio.timeout(TIMEOUT * 4):

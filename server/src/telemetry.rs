@@ -73,7 +73,7 @@ impl Watch {
 impl Observer<Arc<Message>> for Watch {
     fn observe(&mut self, event: &Event<'_, Arc<Message>>) {
         self.tally.observe(event);
-        self.lines.observe(event);
+        self.lines.observe(event, self.contexts());
         if let Some(progress) = &self.progress {
             progress.observe(event);
         }

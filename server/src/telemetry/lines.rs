@@ -1,9 +1,16 @@
 //! Log lines about single messages: the story as people read it, and at most so many lines a second.
 
+use std::ops::Range;
+
 use ackstream_core::{DropReason, Event, MessageView, Outcome, Time};
 use tracing::info;
 
+use super::Contexts;
 use crate::message::Message;
+
+/// Where a `traceparent` has the trace's id, and the span's (W3C Trace Context, level 1).
+const TRACE_ID: Range<usize> = 3..35;
+const SPAN_ID: Range<usize> = 36..52;
 
 /// Writes one subscription's lines.
 #[derive(Debug)]
@@ -24,12 +31,13 @@ impl Lines {
         Self { topic, subscription, of, per_second, second: 0, written: 0, left_out: 0 }
     }
 
-    pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>) {
+    /// `contexts` are those of the subscription, where it is traced: a line says which span it is about.
+    pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>, contexts: Option<Contexts>) {
         match event {
             Event::Sent { at, message, after: None, .. } => {
                 let of =
                     self.of.filter(|_| message.body.as_ref().number.is_some_and(|number| number.get() == message.id.0));
-                self.line(*at, message, |id| match of {
+                self.line(*at, message, contexts, |id| match of {
                     Some(of) => format!("Sent message {id}/{of}"),
                     None => format!("Sent message {id}"),
                 });
@@ -43,16 +51,16 @@ impl Lines {
                     Outcome::Released => "its consumer left",
                 };
                 let of = message.retries_left.map_or(String::new(), |left| format!(" of {}", attempt + left));
-                self.line(*at, message, |id| format!("Retrying message {id} (attempt {attempt}{of}): {why}"));
+                self.line(*at, message, contexts, |id| format!("Retrying message {id} (attempt {attempt}{of}): {why}"));
             }
             Event::Ended { at, message, outcome: Outcome::Nacked, .. } => {
-                self.line(*at, message, |id| format!("Received NACK for message {id}"));
+                self.line(*at, message, contexts, |id| format!("Received NACK for message {id}"));
             }
             Event::Acked { at, message, late: false } => {
-                self.line(*at, message, |id| format!("Received ACK for message {id}"));
+                self.line(*at, message, contexts, |id| format!("Received ACK for message {id}"));
             }
             Event::Acked { at, message, late: true } => {
-                self.line(*at, message, |id| {
+                self.line(*at, message, contexts, |id| {
                     format!("Received late ACK for message {id}: it counts, no retry is needed")
                 });
             }
@@ -63,7 +71,9 @@ impl Lines {
                     DropReason::MaxRetries => "no retry is left",
                     DropReason::Rejected => "its consumer rejected it",
                 };
-                self.line(*at, message, |id| format!("Dropped message {id} after {attempts} attempt{plural}: {why}"));
+                self.line(*at, message, contexts, |id| {
+                    format!("Dropped message {id} after {attempts} attempt{plural}: {why}")
+                });
             }
             Event::Published { .. }
             | Event::Extended { .. }
@@ -77,7 +87,13 @@ impl Lines {
         }
     }
 
-    fn line<M>(&mut self, at: Time, message: &MessageView<'_, M>, text: impl FnOnce(u64) -> String) {
+    fn line<M: AsRef<Message>>(
+        &mut self,
+        at: Time,
+        message: &MessageView<'_, M>,
+        contexts: Option<Contexts>,
+        text: impl FnOnce(u64) -> String,
+    ) {
         let second = at.since(Time::ZERO).as_secs();
         if second > self.second {
             self.say_what_was_left_out();
@@ -88,11 +104,15 @@ impl Lines {
             return;
         }
         self.written += 1;
+        let attributes = &message.body.as_ref().attributes;
+        let context = contexts.map(|contexts| contexts.traceparent(message.id, message.attempts, attributes));
         info!(
             topic = self.topic,
             subscription = self.subscription,
             message_id = message.id.0,
             delivery_attempt = message.attempts,
+            trace_id = context.as_ref().map(|context| &context[TRACE_ID]), // left out where there is none
+            span_id = context.as_ref().map(|context| &context[SPAN_ID]),
             "{}",
             text(message.id.0)
         );

@@ -49,7 +49,7 @@ impl Process {
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut first = String::new();
         lines.read_line(&mut first).expect("a line");
-        let address = first.trim().rsplit(' ').next().and_then(|address| address.parse().ok());
+        let address = first.trim().trim_end_matches("\"}").rsplit(' ').next().and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("the first line names the address: {first:?}"));
         Self { child, lines, address }
     }
@@ -147,4 +147,25 @@ async fn variables_that_are_not_supported_are_named_once() {
     let line = "WARN: Set, but not supported by this server: OTEL_BSP_SCHEDULE_DELAY, OTEL_EXPORTER_OTLP_PROTOCOL=\"http/protobuf\"\n";
     assert_eq!(rest.matches(line).count(), 1, "{rest}");
     assert_eq!(rest.matches("OTEL_").count(), 2, "{rest}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_lines_about_a_message_name_its_trace_and_the_span_of_its_attempt() {
+    let collector = Collector::start(Mood::Takes).await;
+    let endpoint = format!("http://{}", collector.address);
+    let arguments = ["1", "--interval", "1ms", "--ack-deadline", "100ms", "--log-format", "json"];
+    let process = Process::start(&arguments, &[(ENDPOINT, endpoint.as_str())]);
+    let contexts = process.ack_all(true).await;
+    let (rest, _) = process.end();
+
+    let lines = rest.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let about = lines.filter(|line| line["message_id"] == 1).map(|line| {
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        (line["delivery_attempt"].as_u64().unwrap(), format!("00-{}-{}", text("trace_id"), text("span_id")))
+    });
+    let expected: Vec<_> = contexts.iter().map(|context| context[..52].to_owned()).collect();
+    assert_eq!(
+        about.collect::<Vec<_>>(),
+        [(1, expected[0].clone()), (2, expected[1].clone()), (2, expected[1].clone())] // sent, retried, acked
+    );
 }
