@@ -52,9 +52,11 @@ fi
 
 server=
 client=
+stopping=
 # shellcheck disable=SC2329 # the trap below calls it
 stop() {
   trap '' INT TERM HUP
+  stopping=1
   [ -z "$client" ] || kill -TERM "$client" 2>/dev/null || true
   [ -z "$server" ] || kill -TERM "$server" 2>/dev/null || true
 }
@@ -89,7 +91,8 @@ if running "$client"; then
   [ "$server_code" = 0 ] || exit "$server_code"
 else
   wait "$client" || client_code=$?
-  kill -TERM "$server" 2>/dev/null || true
+  # Asked twice it would not wait for what is outstanding.
+  [ -n "$stopping" ] || kill -TERM "$server" 2>/dev/null || true
   wait "$server" || server_code=$?
 fi
 [ "$client_code" = 0 ] || exit "$client_code"

@@ -239,6 +239,11 @@ impl Topic {
         &self.rejections
     }
 
+    /// Whether it takes no messages any more, because the server stops.
+    pub fn is_draining(&self) -> bool {
+        self.subscriptions.iter().any(|subscription| subscription.lock().is_draining())
+    }
+
     /// Its subscription of this name.
     ///
     /// # Errors

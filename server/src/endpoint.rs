@@ -1,5 +1,5 @@
 //! What the server answers to HTTP: `/metrics` for Prometheus, and `/livez` and `/readyz` for those who cannot ask for its health over
-//! gRPC. A client that stalls holds a connection for a few seconds and nobody else.
+//! gRPC. A client that sends half a request is closed after a second, so that it cannot keep probes out for long.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,8 +19,10 @@ use tracing::{debug, warn};
 
 use crate::telemetry::Metrics;
 
-/// Connections at the same time, at most; the others wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at the same time, at most; the others wait to be accepted. Each costs a task and a few kilobytes.
+const MAX_CONNECTIONS: usize = 512;
+/// How long a client may take to send its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection may last: it is for one request, whose answer fits into the buffers of most sockets.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop waits after the system has refused a connection.
@@ -86,7 +88,7 @@ impl Endpoint {
             async move { Ok::<_, Infallible>(endpoint.answer(&request).await) }
         });
         let mut http = http1::Builder::new();
-        http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(CONNECTION_TIMEOUT);
+        http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
         match tokio::time::timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(io), service)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%error, "connection for metrics ends"),

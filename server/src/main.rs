@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         }
     };
     let config = Config::load(&Layers::read(file, std::env::vars_os(), flags));
-    let environment = Environment::read(std::env::vars_os());
+    let exports = matches!(command, Wanted::Demo | Wanted::Serve);
+    let environment = Environment::read(std::env::vars_os().filter(|_| exports));
     let (config, ignored) = match (config, environment) {
         (Ok(mut config), Ok(environment)) if problems.is_empty() => {
             config.settings.traces = environment.traces;

@@ -334,6 +334,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.consumers.waiting_and_full()
     }
 
+    /// Whether it is draining.
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// Whether it is draining and nothing is outstanding.
     pub fn is_drained(&self) -> bool {
         self.draining && self.backlog().outstanding == 0

@@ -102,6 +102,9 @@ impl Incoming {
             return Err(Refused::ClientIdTooLong { length });
         }
         let topic = Arc::clone(self.broker.topic(or_default(&open.topic))?);
+        if topic.is_draining() {
+            return Err(Refused::Stopping); // it would wait for the end of the drain, and the next server may be there already
+        }
         let mut opened = Opened {
             epoch: topic.epoch(),
             topic: topic.name().to_owned(),

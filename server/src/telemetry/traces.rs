@@ -98,8 +98,8 @@ impl Traces {
         }
     }
 
-    #[cold]
     /// A message is settled and to be traced. `last` is its last delivery where that was acked; all others are in the history.
+    #[cold]
     fn settled<M: AsRef<Message>>(&self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
         let attributes = &message.body.as_ref().attributes;
         let kind = match end {

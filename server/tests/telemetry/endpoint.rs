@@ -59,7 +59,7 @@ async fn a_client_that_stalls_half_way_through_its_request_loses_its_connection(
     let mut connection = dial(&memory);
     connection.write_all(b"GET /metr").await.unwrap();
     let (_, took) = timed(connection.read_to_string(&mut String::new())).await;
-    assert_eq!(took.as_secs(), 10);
+    assert_eq!(took.as_secs(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,6 +58,16 @@ async fn draining_waits_for_what_is_outstanding() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_draining_server_opens_no_stream() {
+    let memory = Memory::start().await;
+    assert!(memory.server.drain(Duration::from_secs(1)).await);
+    for publish_only in [false, true] {
+        let mut late = memory.open(Open { publish_only, ..Open::default() }).await;
+        assert_eq!(late.ends_with().await.code(), Code::Unavailable);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn draining_gives_up_after_its_timeout_and_what_is_left_is_not_dropped() {
     let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
     let mut consumer = memory.consume(Open::default()).await;

@@ -180,6 +180,17 @@ fn endpoint(_: &mut Variables, name: &str, value: &str) -> Option<Result<String,
         must: must.to_owned(),
     };
     let uri: Result<Uri, _> = value.trim().parse();
+    let authority = uri.as_ref().ok().and_then(Uri::authority);
+    if authority.is_some_and(|authority| authority.as_str().contains('@')) {
+        let must =
+            "must not have a user or a password: they would be in the log; OTEL_EXPORTER_OTLP_HEADERS is for secrets";
+        return Some(Err(Problem { what: name.to_owned(), ..problem(must) }));
+    }
+    // What follows the host is a port of at most 65535, or nothing.
+    let after_host = authority.map_or("", |authority| &authority.as_str()[authority.host().len()..]);
+    if !after_host.is_empty() && authority.and_then(http::uri::Authority::port_u16).is_none() {
+        return Some(Err(problem("must have a port from 1 to 65535")));
+    }
     let scheme = uri.as_ref().ok().and_then(Uri::scheme_str).map(str::to_ascii_lowercase);
     Some(match (uri, scheme.as_deref()) {
         (Ok(uri), Some("http")) if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri.to_string()),

@@ -54,6 +54,11 @@ fn an_endpoint_that_is_none_is_a_configuration_error() {
         assert_eq!(problem(value), expected);
     }
     assert!(problem("https://x:4317").ends_with("must begin with http://: traces are exported without TLS"));
+    for value in ["http://x:99999", "http://x:", "http://[::1]:-1"] {
+        assert!(problem(value).contains("must "), "{value}");
+    }
+    let secret = problem("http://user:secret@x:4317");
+    assert!(secret.contains("must not have a user or a password") && !secret.contains("secret@"), "{secret}");
 }
 
 #[test]
