@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
-from client_tracing import FirstOnly
+from client_tracing import OncePerKind
 
 
 class Exporter:
@@ -20,7 +20,7 @@ class Exporter:
 
     def __init__(self, *, version: str, instance_id: str) -> None:
         logger = logging.getLogger("opentelemetry")
-        logger.handlers = [FirstOnly()]
+        logger.handlers = [OncePerKind()]
         logger.propagate = False
         ours = {
             "service.name": "ackstream-client",

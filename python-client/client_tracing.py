@@ -80,19 +80,23 @@ def stop_tracing(exporter: "Exporter") -> int:
     return exporter.lost()
 
 
-class FirstOnly(logging.Handler):
-    """Passes the first warning of the SDK on, and no other: a collector that is down would write one every second."""
+class OncePerKind(logging.Handler):
+    """Passes the SDK's warnings on, each kind once: a collector that is down would write one every second.
+
+    What the exporter says is one kind, an outage; everything else is told apart by its text before anything is put in.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._said = False
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._said:
-            self._said = True
-            logging.getLogger("ackstream.spans").warning(
-                "Spans are not exported: %s. This is said once.", record.getMessage()
-            )
+        outage = record.name.startswith("opentelemetry.exporter")
+        kind = "outage" if outage else str(record.msg)
+        if kind not in self._said:
+            self._said.add(kind)
+            what = "Spans are not exported" if outage else "OpenTelemetry says"
+            logging.getLogger("ackstream.spans").warning("%s: %s. This is said once.", what, record.getMessage())
 
 
 def _url(text: str) -> str | None:

@@ -1,6 +1,7 @@
 """The demo client's metrics and traces: real scrapes, and a real collector."""
 
 import asyncio
+import logging
 import re
 import shutil
 import socket
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from ackstream._proto import ackstream_pb2 as pb
 from ackstream._version import VERSION
 from client_metrics import Metrics
-from client_tracing import BadVariables, start_tracing, unsupported_variables
+from client_tracing import BadVariables, OncePerKind, start_tracing, unsupported_variables
 from tests.collector import Collector, attributes, collecting
 from tests.fake_server import FakeServer, delivery
 from tests.processes import CLIENT, Process, running
@@ -436,3 +437,21 @@ def test_the_version_is_that_of_the_package_and_of_the_server() -> None:
     cargo = CLIENT.parent.parent / "Cargo.toml"
     if cargo.exists():  # not in the sdist
         assert re.search(rf'^version = "{VERSION}"$', Path(cargo).read_text("utf-8"), re.MULTILINE)
+
+
+def test_an_outage_is_said_once_and_hides_nothing_else_nor_is_hidden_by_it(caplog: pytest.LogCaptureFixture) -> None:
+    handler = OncePerKind()
+    records = [
+        ("opentelemetry.sdk.resources", "Invalid key value resource attribute pair %s", "foo"),
+        ("opentelemetry.exporter.otlp.proto.grpc.exporter", "Failed to export %s", "traces"),
+        ("opentelemetry.exporter.otlp.proto.grpc.exporter", "Transient error %s", "UNAVAILABLE"),
+        ("opentelemetry.sdk._shared_internal", "Queue full, dropping %s.", "Span"),
+        ("opentelemetry.sdk._shared_internal", "Queue full, dropping %s.", "Span"),
+    ]
+    for name, text, argument in records:
+        handler.handle(logging.LogRecord(name, logging.WARNING, "", 0, text, (argument,), None))
+    assert [record.getMessage() for record in caplog.records] == [
+        "OpenTelemetry says: Invalid key value resource attribute pair foo. This is said once.",
+        "Spans are not exported: Failed to export traces. This is said once.",
+        "OpenTelemetry says: Queue full, dropping Span.. This is said once.",
+    ]
