@@ -47,9 +47,10 @@ impl Bench {
             let now = locked.now;
             locked.enqueue(id, Arc::clone(message), 1, now);
             let delivery = locked.next_delivery(self.consumer, now).expect("a message is ready");
+            let sampled = locked.observer().last_sampled();
             drop(locked);
             let context = self.subscription.contexts().map_or_else(String::new, |contexts| {
-                contexts.traceparent(delivery.id, delivery.attempt, &delivery.body.attributes)
+                contexts.traceparent(delivery.id, delivery.attempt, &delivery.body.attributes, sampled)
             });
             drop(black_box(context));
             let mut locked = self.subscription.lock();

@@ -52,6 +52,11 @@ impl Watch {
         self.traces.as_ref().map(Traces::contexts)
     }
 
+    /// Whether the last delivery is of a message that will be traced: what its frame says.
+    pub fn last_sampled(&self) -> bool {
+        self.traces.as_ref().is_some_and(Traces::last_sampled)
+    }
+
     /// How a consumer that has just attached calls itself.
     pub fn name(&mut self, consumer: ConsumerId, client_id: &str) {
         if let Some(traces) = &mut self.traces {

@@ -38,8 +38,13 @@ pub(super) const fn frame(kind: Kind) -> StreamMessage {
     StreamMessage { kind: Some(kind) }
 }
 
-/// A delivery as its consumer gets it, with its trace context where deliveries are traced.
-pub(super) fn data(delivery: &Delivery<Arc<Message>>, requires_ack: bool, contexts: Option<&Contexts>) -> DataMessage {
+/// A delivery as its consumer gets it, with its trace context, `sampled` or not, where deliveries are traced.
+pub(super) fn data(
+    delivery: &Delivery<Arc<Message>>,
+    requires_ack: bool,
+    contexts: Option<&Contexts>,
+    sampled: bool,
+) -> DataMessage {
     let attributes = &delivery.body.attributes;
     DataMessage {
         id: delivery.id.0,
@@ -48,8 +53,9 @@ pub(super) fn data(delivery: &Delivery<Arc<Message>>, requires_ack: bool, contex
         requires_ack,
         delivery_attempt: delivery.attempt,
         attributes: attributes.clone(),
-        trace_context: contexts
-            .map_or_else(String::new, |contexts| contexts.traceparent(delivery.id, delivery.attempt, attributes)),
+        trace_context: contexts.map_or_else(String::new, |contexts| {
+            contexts.traceparent(delivery.id, delivery.attempt, attributes, sampled)
+        }),
     }
 }
 

@@ -72,12 +72,13 @@ fn pull(receiver: &Receiver, context: &Context<'_>) -> Option<StreamMessage> {
     let now = locked.now;
     locked.set_waker(receiver.consumer, context.waker());
     let first = locked.next_delivery(receiver.consumer, now)?;
+    let sampled = locked.observer().last_sampled();
     if receiver.max_batch == 0 {
         drop(locked);
-        return Some(frames::frame(Kind::Data(data(receiver, &first))));
+        return Some(frames::frame(Kind::Data(data(receiver, &first, sampled))));
     }
     let mut bytes = cost(&first);
-    let mut batch = vec![first];
+    let mut batch = vec![(first, sampled)];
     while batch.len() < receiver.max_batch {
         let fits = |size: u32| bytes + MESSAGE_OVERHEAD + size as usize <= MAX_BATCH_BYTES;
         if !locked.next_size().is_some_and(fits) {
@@ -85,15 +86,15 @@ fn pull(receiver: &Receiver, context: &Context<'_>) -> Option<StreamMessage> {
         }
         let Some(delivery) = locked.next_delivery(receiver.consumer, now) else { break };
         bytes += cost(&delivery);
-        batch.push(delivery);
+        batch.push((delivery, locked.observer().last_sampled()));
     }
     drop(locked);
-    let messages = batch.iter().map(|delivery| data(receiver, delivery)).collect();
+    let messages = batch.iter().map(|(delivery, sampled)| data(receiver, delivery, *sampled)).collect();
     Some(frames::frame(Kind::DataBatch(DataBatch { messages })))
 }
 
-fn data(receiver: &Receiver, delivery: &Delivery<Arc<Message>>) -> DataMessage {
-    frames::data(delivery, !receiver.auto_ack, receiver.subscription.contexts())
+fn data(receiver: &Receiver, delivery: &Delivery<Arc<Message>>, sampled: bool) -> DataMessage {
+    frames::data(delivery, !receiver.auto_ack, receiver.subscription.contexts(), sampled)
 }
 
 fn cost(delivery: &Delivery<Arc<Message>>) -> usize {

@@ -105,7 +105,7 @@ impl Lines {
         }
         self.written += 1;
         let attributes = &message.body.as_ref().attributes;
-        let context = contexts.map(|contexts| contexts.traceparent(message.id, message.attempts, attributes));
+        let context = contexts.map(|contexts| contexts.traceparent(message.id, message.attempts, attributes, false));
         info!(
             topic = self.topic,
             subscription = self.subscription,

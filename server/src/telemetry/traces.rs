@@ -1,6 +1,7 @@
-//! One trace per message. The spans of a message are made when it is settled, from the instants that its state holds; until then
-//! nothing is kept, and an unsampled message costs two decisions. Under a subscription's lock a settled message only becomes a small
-//! record in a bounded queue; a task of its own makes the spans and sends them.
+//! One trace per message. The spans of a message are made when it is settled, from the instants that its state holds. Whether they
+//! will be is decided when it is handed over, since the frame tells the client: what a frame promises is kept. Until a message is
+//! settled nothing of it is held but that promise, and an unsampled message costs two decisions. Under a subscription's lock a settled
+//! message only becomes a small record in a bounded queue; a task of its own makes the spans and sends them.
 
 mod consumers;
 mod context;
@@ -10,9 +11,10 @@ mod limits;
 mod outage;
 mod spans;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use ackstream_core::{Attempt, ConsumerId, DropReason, Event, MessageView, Outcome, Time};
+use ackstream_core::{Attempt, ConsumerId, DropReason, Event, MessageId, MessageView, Outcome, Time};
 use tokio::sync::mpsc;
 
 use super::TraceCounts;
@@ -40,6 +42,10 @@ pub struct Traces {
     contexts: Contexts,
     origin: Arc<Origin>,
     consumers: Consumers,
+    /// Unsettled messages of which a frame said that they are sampled: no more than are unsettled, and no more than the caps let in.
+    promised: HashSet<MessageId>,
+    /// Whether the last delivery is of those.
+    last_sampled: bool,
 }
 
 impl Traces {
@@ -47,12 +53,18 @@ impl Traces {
     pub fn new(tracing: Tracing, topic: &str, epoch: u64, subscription: &str) -> Self {
         let contexts = Contexts::new(epoch, subscription, tracing.sampler);
         let origin = Arc::new(Origin { topic: topic.to_owned(), subscription: subscription.to_owned() });
-        Self { tracing, contexts, origin, consumers: Consumers::default() }
+        let consumers = Consumers::default();
+        Self { tracing, contexts, origin, consumers, promised: HashSet::new(), last_sampled: false }
     }
 
     /// Which trace each message belongs to.
     pub const fn contexts(&self) -> Contexts {
         self.contexts
+    }
+
+    /// Whether the last delivery's frame says that it is sampled.
+    pub const fn last_sampled(&self) -> bool {
+        self.last_sampled
     }
 
     /// How a consumer that has just attached calls itself.
@@ -70,7 +82,7 @@ impl Traces {
             }
             Event::Ended { at, message, consumer, sent_at, outcome: Outcome::Acked } => {
                 let clean = message.history.is_empty();
-                if clean && self.contexts.sampled(message.id, &message.body.as_ref().attributes).is_none() {
+                if clean && !self.is_wanted(message) {
                     return;
                 }
                 let last = Attempt {
@@ -86,8 +98,13 @@ impl Traces {
             Event::Acked { at, message, late: true } => self.settled(*at, message, End::Acked { late: true }, None),
             Event::Dropped { at, message, reason } => self.settled(*at, message, End::Dropped(*reason), None),
             Event::Detached { consumer, .. } => self.consumers.left(*consumer),
+            Event::Sent { at, message, after, .. } => {
+                self.last_sampled = match after {
+                    None => self.is_wanted(message) && self.promise(Kind::Clean, *at, message.id),
+                    Some(_) => self.promised.contains(&message.id) || self.promise(Kind::Retried, *at, message.id),
+                };
+            }
             Event::Acked { late: false, .. } // its delivery has told
-            | Event::Sent { .. }
             | Event::Extended { .. }
             | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
             | Event::Requeued { .. }
@@ -98,9 +115,21 @@ impl Traces {
         }
     }
 
+    /// Whether the sampler wants a message with which nothing went wrong.
+    #[inline]
+    fn is_wanted<M: AsRef<Message>>(&self, message: &MessageView<'_, M>) -> bool {
+        self.contexts.samples(message.id, &message.body.as_ref().attributes)
+    }
+
+    /// Promises a trace of this message, where the cap has room for it.
+    #[cold]
+    fn promise(&mut self, kind: Kind, at: Time, id: MessageId) -> bool {
+        self.tracing.limits.admit(kind, at) && self.promised.insert(id)
+    }
+
     /// A message is settled and to be traced. `last` is its last delivery where that was acked; all others are in the history.
     #[cold]
-    fn settled<M: AsRef<Message>>(&self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
+    fn settled<M: AsRef<Message>>(&mut self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
         let attributes = &message.body.as_ref().attributes;
         let kind = match end {
             End::Dropped(DropReason::MaxRetries | DropReason::Rejected) => Kind::Dropped,
@@ -110,7 +139,9 @@ impl Traces {
         let trace = self.contexts.trace(message.id, attributes);
         let attempts = message.history.iter().copied().chain(last);
         let counts = &self.tracing.counts;
-        if !self.tracing.limits.admit(kind, at) {
+        // A client records every attempt that it did not ack, but one that it acked only where the frame said so.
+        let admitted = self.promised.remove(&message.id) || (last.is_none() && self.tracing.limits.admit(kind, at));
+        if !admitted {
             counts.count_rate_limited(1 + attempts.count() as u64);
             return;
         }

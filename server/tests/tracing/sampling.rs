@@ -5,7 +5,7 @@ use ackstream::proto::stream_message::Kind;
 use ackstream::proto::{Nack, Open};
 use ackstream::telemetry::Sampler;
 
-use crate::collector::{Collector, Mood, hex, values};
+use crate::collector::{Collector, Mood, hex};
 use crate::support::Memory;
 
 const FLUSH: Duration = Duration::from_secs(30);
@@ -79,20 +79,52 @@ async fn the_frame_says_which_clean_messages_the_sampler_takes() {
 }
 
 #[tokio::test]
-async fn each_kind_has_at_most_its_traces_a_second_and_what_is_beyond_is_counted() {
+async fn each_kind_has_at_most_its_traces_a_second_and_a_frame_promises_nothing_beyond() {
     let collector = Collector::start(Mood::Takes).await;
     let memory = memory(&collector, Sampler::new(1.0, true), 5).await;
 
-    run(&memory, 60, &(1..=20).collect::<Vec<_>>()).await;
+    let contexts = run(&memory, 60, &(1..=20).collect::<Vec<_>>()).await;
 
-    let mut per_second: BTreeMap<(u64, bool), u32> = BTreeMap::new();
-    for span in collector.spans().iter().filter(|span| span.name == "deliver demo") {
-        let clean = values(&span.attributes)["messaging.ackstream.delivery_attempts"] == "1";
-        *per_second.entry((span.end_time_unix_nano / 1_000_000_000, clean)).or_default() += 1;
+    let mut per_second: BTreeMap<(u64, usize), u32> = BTreeMap::new();
+    let traces = collector.traces();
+    for contexts in contexts.values() {
+        let promised = contexts.iter().position(|context| context.ends_with("-01"));
+        let trace = traces.get(&contexts[0][3..35]);
+        assert_eq!(trace.map(Vec::len), promised.map(|_| 1 + contexts.len()), "whole, or not at all: {contexts:?}");
+        if let Some((trace, promised)) = trace.zip(promised) {
+            assert!(contexts[promised..].iter().all(|context| context.ends_with("-01")), "{contexts:?}");
+            let second = trace[1 + promised].start_time_unix_nano / 1_000_000_000;
+            *per_second.entry((second, promised)).or_default() += 1;
+        }
     }
     assert!(per_second.values().all(|&traces| traces <= 5), "{per_second:?}");
-    assert!(per_second.values().any(|&traces| traces == 5), "{per_second:?}");
+    for kind in [0, 1] {
+        assert!(per_second.iter().any(|(of, &traces)| of.1 == kind && traces == 5), "{per_second:?}");
+    }
     let all = 40 * 2 + 20 * 3;
     assert_eq!(collector.spans().len() as u64 + memory.server.trace_counts().rate_limited(), all);
     assert_eq!(memory.server.trace_counts().spans_dropped(), memory.server.trace_counts().rate_limited());
+}
+
+#[tokio::test]
+async fn beyond_the_cap_a_dropped_message_is_still_whole_since_its_client_recorded_every_attempt() {
+    let collector = Collector::start(Mood::Takes).await;
+    let memory = memory(&collector, Sampler::new(0.0, true), 1).await;
+    let mut consumer = memory.consume(Open::default()).await;
+    memory.publish(2).await;
+    let mut frames = Vec::new();
+    for _ in 0..4 {
+        let data = consumer.delivery().await;
+        let (first, delay) = (data.delivery_attempt == 1, Some(prost_types::Duration::default()));
+        consumer.send(Kind::Nack(Nack { ack_id: data.id, delay, drop: !first, ..Nack::default() })).await;
+        frames.push(data.trace_context);
+    }
+    consumer.half_close();
+    consumer.ends_ok().await;
+    memory.server.flush_traces(FLUSH).await;
+
+    let promised = frames.iter().filter(|context| context.ends_with("-01")).count();
+    assert!((1..=2).contains(&promised), "one of them, or both where a second ended between: {frames:?}");
+    assert_eq!(collector.traces().values().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+    assert_eq!(memory.server.trace_counts().spans_dropped(), 0);
 }

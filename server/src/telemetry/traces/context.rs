@@ -73,11 +73,16 @@ impl Contexts {
         Self { seed, seed_digits: hex(seed), sampler }
     }
 
-    /// The `traceparent` of a delivery attempt, for its frame. Sampled are what the sampler says and, from attempt 2 on, all.
+    /// The `traceparent` of a delivery attempt, for its frame, which says whether it is `sampled`.
     #[expect(clippy::cast_possible_truncation, reason = "one half at a time")]
-    pub fn traceparent(&self, id: MessageId, attempt: u32, attributes: &BTreeMap<String, String>) -> String {
+    pub fn traceparent(
+        &self,
+        id: MessageId,
+        attempt: u32,
+        attributes: &BTreeMap<String, String>,
+        sampled: bool,
+    ) -> String {
         let trace = self.trace(id, attributes);
-        let sampled = attempt > 1 || self.sampler.samples(&trace);
         let high = trace.parent.map_or(self.seed_digits, |parent| hex((parent.trace >> 64) as u64));
         let (low, span) = (hex(trace.id as u64), hex(trace.push_span(attempt)));
         // "00-" high low "-" span "-00" as words, and one word more: text of whole blocks is checked three times as fast as any other.
@@ -106,13 +111,13 @@ impl Contexts {
         Trace { id: parent.map_or(own, |parent| parent.trace), parent, message }
     }
 
-    /// The trace of a message with which nothing went wrong, where it is traced.
+    /// Whether a message with which nothing goes wrong is to be traced.
     #[inline]
-    pub(super) fn sampled(&self, id: MessageId, attributes: &BTreeMap<String, String>) -> Option<Trace> {
+    pub(super) fn samples(&self, id: MessageId, attributes: &BTreeMap<String, String>) -> bool {
         if self.sampler.below == 0 && (attributes.is_empty() || !self.sampler.parent_based) {
-            return None; // whatever its trace is
+            return false; // whatever its trace is
         }
-        Some(self.trace(id, attributes)).filter(|trace| self.sampler.samples(trace))
+        self.sampler.samples(&self.trace(id, attributes))
     }
 }
 

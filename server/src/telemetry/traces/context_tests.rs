@@ -12,31 +12,22 @@ fn contexts(ratio: f64, parent_based: bool) -> Contexts {
     Contexts::new(7, "demo", Sampler::new(ratio, parent_based))
 }
 
-fn sampled(context: &str) -> bool {
-    match &context[53..] {
-        "01" => true,
-        "00" => false,
-        flags => panic!("flags {flags}"),
-    }
-}
-
 #[test]
 fn a_frame_carries_a_version_00_traceparent() {
     let none = BTreeMap::new();
     for id in 1..1_000 {
-        let text = contexts(0.5, false).traceparent(MessageId(id), 1, &none);
+        let samples = contexts(0.5, false).samples(MessageId(id), &none);
+        let text = contexts(0.5, false).traceparent(MessageId(id), 1, &none, samples);
         let parsed = parent_in(&attributes(&text)).expect("well-formed").expect("there");
         let trace = contexts(0.5, false).trace(MessageId(id), &none);
-        assert_eq!((parsed.trace, parsed.span, parsed.sampled), (trace.id, trace.push_span(1), sampled(&text)));
-        let settled = contexts(0.5, false).sampled(MessageId(id), &none);
-        assert_eq!(settled, sampled(&text).then_some(trace), "hand-over and settling agree");
-        assert_eq!(text.len(), 55);
+        assert_eq!((parsed.trace, parsed.span, parsed.sampled), (trace.id, trace.push_span(1), samples));
+        assert_eq!(&text[52..], if samples { "-01" } else { "-00" });
     }
 }
 
 #[test]
 fn a_publishers_trace_goes_on() {
-    let text = contexts(1.0, true).traceparent(MessageId(1), 1, &attributes(PUBLISHED));
+    let text = contexts(1.0, true).traceparent(MessageId(1), 1, &attributes(PUBLISHED), true);
     assert_eq!(text[..35], PUBLISHED[..35]);
     assert_ne!(text[36..52], PUBLISHED[36..52]);
 }
@@ -61,16 +52,13 @@ fn all_ids_differ_also_within_one_trace() {
 }
 
 #[test]
-fn a_sampler_takes_its_share_and_from_attempt_2_on_all_are_sampled() {
+fn a_sampler_takes_its_share() {
     let none = BTreeMap::new();
     for (ratio, low, high) in [(0.0, 0, 0), (1.0, 10_000, 10_000), (0.25, 2_300, 2_700)] {
         for parent_based in [false, true] {
             let contexts = contexts(ratio, parent_based);
-            let count = |attempt| {
-                (1..=10_000).filter(|&id| sampled(&contexts.traceparent(MessageId(id), attempt, &none))).count()
-            };
-            assert!((low..=high).contains(&count(1)), "{ratio}: {}", count(1));
-            assert_eq!(count(2), 10_000);
+            let count = (1..=10_000).filter(|&id| contexts.samples(MessageId(id), &none)).count();
+            assert!((low..=high).contains(&count), "{ratio}: {count}");
         }
     }
 }
@@ -81,7 +69,7 @@ fn a_parent_based_sampler_follows_the_publisher_and_another_does_not() {
     for (ratio, parent_based, of_sampled, of_unsampled) in
         [(0.0, true, true, false), (1.0, true, true, false), (0.0, false, false, false), (1.0, false, true, true)]
     {
-        let of = |text: &str| sampled(&contexts(ratio, parent_based).traceparent(MessageId(1), 1, &attributes(text)));
+        let of = |text: &str| contexts(ratio, parent_based).samples(MessageId(1), &attributes(text));
         assert_eq!((of(PUBLISHED), of(&unsampled)), (of_sampled, of_unsampled), "{ratio} {parent_based}");
     }
 }
@@ -119,7 +107,7 @@ fn malformed_and_hostile_contexts_are_none() {
     ];
     for text in cases {
         assert!(parent_in(&attributes(text)).is_err(), "{text:?}");
-        let own = contexts(1.0, true).traceparent(MessageId(1), 1, &attributes(text));
-        assert_eq!(own, contexts(1.0, true).traceparent(MessageId(1), 1, &BTreeMap::new()), "{text:?}");
+        let own = contexts(1.0, true).traceparent(MessageId(1), 1, &attributes(text), true);
+        assert_eq!(own, contexts(1.0, true).traceparent(MessageId(1), 1, &BTreeMap::new(), true), "{text:?}");
     }
 }
