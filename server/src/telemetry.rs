@@ -22,7 +22,7 @@ pub use lines::Lines;
 pub use metrics::Metrics;
 pub use progress::Progress;
 pub use tally::{RETRY_ATTEMPTS, Settled, Tally};
-pub use trace_counts::TraceCounts;
+pub use trace_counts::{OnTheWay, TraceCounts};
 pub use traces::{Contexts, Environment, Exporter, Sampler, TRACEPARENT, TraceSettings, Traces, Tracing};
 
 use crate::message::Message;

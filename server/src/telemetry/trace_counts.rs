@@ -1,5 +1,6 @@
 //! What became of traces, besides those that were exported.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Totals since the server began, of all its subscriptions together.
@@ -9,7 +10,6 @@ pub struct TraceCounts {
     export_failed: AtomicU64,
     rate_limited: AtomicU64,
     contexts_ignored: AtomicU64,
-    waiting: AtomicU64,
 }
 
 impl TraceCounts {
@@ -18,7 +18,7 @@ impl TraceCounts {
         self.queue_full.load(Relaxed)
     }
 
-    /// Spans lost because the collector did not take them, or not before the server had stopped.
+    /// Spans lost because the collector did not take or refused them, or did not take them before the server had stopped.
     pub fn export_failed(&self) -> u64 {
         self.export_failed.load(Relaxed)
     }
@@ -43,18 +43,6 @@ impl TraceCounts {
         [self.queue_full(), self.export_failed(), self.rate_limited(), self.contexts_ignored()]
     }
 
-    /// Spans found no room in the queue.
-    pub fn count_queue_full(&self, spans: u64) {
-        self.waiting.fetch_sub(spans, Relaxed);
-        self.queue_full.fetch_add(spans, Relaxed);
-    }
-
-    /// Spans were not taken by the collector.
-    pub fn count_export_failed(&self, spans: u64) {
-        self.waiting.fetch_sub(spans, Relaxed);
-        self.export_failed.fetch_add(spans, Relaxed);
-    }
-
     /// Spans were beyond the cap of their kind.
     pub fn count_rate_limited(&self, spans: u64) {
         self.rate_limited.fetch_add(spans, Relaxed);
@@ -64,19 +52,39 @@ impl TraceCounts {
     pub fn count_context_ignored(&self) {
         self.contexts_ignored.fetch_add(1, Relaxed);
     }
+}
 
-    /// Spans go towards the exporter.
-    pub fn count_waiting(&self, spans: u64) {
-        self.waiting.fetch_add(spans, Relaxed);
+/// Spans on their way to the collector. Those that have not arrived when it is dropped, wherever that is, are counted as lost.
+#[derive(Debug)]
+pub struct OnTheWay {
+    counts: Arc<TraceCounts>,
+    spans: u64,
+}
+
+impl OnTheWay {
+    /// So many spans set out.
+    pub const fn new(counts: Arc<TraceCounts>, spans: u64) -> Self {
+        Self { counts, spans }
     }
 
-    pub(super) fn count_exported(&self, spans: u64) {
-        self.waiting.fetch_sub(spans, Relaxed);
+    /// These go on together with others.
+    pub fn join(&mut self, mut other: Self) {
+        self.spans += std::mem::take(&mut other.spans);
     }
 
-    /// The exporter has ended: what still waits for it is lost.
-    pub(super) fn give_up_waiting(&self) {
-        let spans = self.waiting.swap(0, Relaxed);
-        self.export_failed.fetch_add(spans, Relaxed);
+    /// The collector has taken them, all but those that it `rejected`.
+    pub fn arrived(mut self, rejected: u64) {
+        self.spans = self.spans.min(rejected);
+    }
+
+    /// They found no room in the queue.
+    pub fn found_it_full(mut self) {
+        self.counts.queue_full.fetch_add(std::mem::take(&mut self.spans), Relaxed);
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.counts.export_failed.fetch_add(self.spans, Relaxed);
     }
 }

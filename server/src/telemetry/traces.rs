@@ -9,6 +9,7 @@ mod environment;
 mod exporter;
 mod limits;
 mod outage;
+mod partial_success;
 mod spans;
 
 use std::collections::HashSet;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use ackstream_core::{Attempt, ConsumerId, DropReason, Event, MessageId, MessageView, Outcome, Time};
 use tokio::sync::mpsc;
 
-use super::TraceCounts;
+use super::{OnTheWay, TraceCounts};
 use crate::message::Message;
 use consumers::Consumers;
 pub use context::{Contexts, Sampler, TRACEPARENT};
@@ -138,11 +139,12 @@ impl Traces {
         };
         let trace = self.contexts.trace(message.id, attributes);
         let attempts = message.history.iter().copied().chain(last);
+        let spans = 1 + attempts.clone().count() as u64;
         let counts = &self.tracing.counts;
         // A client records every attempt that it did not ack, but one that it acked only where the frame said so.
         let admitted = self.promised.remove(&message.id) || (last.is_none() && self.tracing.limits.admit(kind, at));
         if !admitted {
-            counts.count_rate_limited(1 + attempts.count() as u64);
+            counts.count_rate_limited(spans);
             return;
         }
         let record = Record {
@@ -156,13 +158,10 @@ impl Traces {
             pushes: attempts
                 .map(|attempt| Push { client_id: self.consumers.client_id(attempt.consumer), attempt })
                 .collect(),
+            on_the_way: OnTheWay::new(Arc::clone(counts), spans),
         };
-        let spans = record.spans();
-        counts.count_waiting(spans);
-        match self.tracing.queue.try_send(record) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(_)) => counts.count_queue_full(spans),
-            Err(mpsc::error::TrySendError::Closed(_)) => counts.count_export_failed(spans),
+        if let Err(mpsc::error::TrySendError::Full(record)) = self.tracing.queue.try_send(record) {
+            record.on_the_way.found_it_full();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ackstream::broker::Rejections;
 use ackstream::message::Message;
-use ackstream::telemetry::{Calls, Exposition, Snapshot, TraceCounts};
+use ackstream::telemetry::{Calls, Exposition, OnTheWay, Snapshot, TraceCounts};
 use ackstream_core::{
     ConsumerId, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Policy, Time, Verb,
 };
@@ -177,16 +177,20 @@ fn every_event_moves_exactly_the_metrics_of_its_list() {
 #[test]
 fn what_tracing_counts_is_shown() {
     let calls = Calls::default();
-    let traces = TraceCounts::default();
-    traces.count_waiting(3);
-    traces.count_queue_full(1);
-    traces.count_export_failed(2);
+    let traces = Arc::new(TraceCounts::default());
+    let spans = |count| OnTheWay::new(Arc::clone(&traces), count);
+    spans(1).found_it_full();
+    drop(spans(2));
+    let mut many = spans(3);
+    many.join(spans(4));
+    many.arrived(5);
+    spans(1).arrived(5); // a collector cannot reject more than it was sent
     traces.count_rate_limited(3);
     (0..4).for_each(|_| traces.count_context_ignored());
     let mut exposition = Exposition::new([], [], &calls);
     let page = Page::parse(&exposition.render(&[], &[], &calls, &traces));
     assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"queue_full\"}"], 1.0);
-    assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"export_failed\"}"], 2.0);
+    assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"export_failed\"}"], 8.0);
     assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"rate_limited\"}"], 3.0);
     assert_eq!(page.0["ackstream_trace_contexts_ignored_total"], 4.0);
 }

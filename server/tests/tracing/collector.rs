@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use ackstream::telemetry::{Sampler, TraceSettings};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -24,6 +26,8 @@ pub(crate) enum Mood {
     Takes,
     /// Refuses so many, then takes.
     Refuses(Code, u32),
+    /// Takes all but so many spans of each export.
+    Rejects(i64),
     /// Never answers.
     Stalls,
 }
@@ -55,6 +59,11 @@ impl TraceService for Service {
                 *self.0.mood.lock().unwrap() = Mood::Refuses(code, left - 1);
                 *self.0.refused.lock().unwrap() += 1;
                 Err(Status::new(code, "not today"))
+            }
+            Mood::Rejects(rejected_spans) => {
+                let error_message = "a name\nis too long".to_owned();
+                let partial_success = Some(ExportTracePartialSuccess { rejected_spans, error_message });
+                Ok(Response::new(ExportTraceServiceResponse { partial_success }))
             }
             Mood::Takes | Mood::Refuses(..) => {
                 self.0.received.lock().unwrap().push(request.into_inner());

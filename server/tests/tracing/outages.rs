@@ -53,6 +53,17 @@ async fn a_collector_that_refuses_costs_no_message_and_what_was_lost_is_counted(
 }
 
 #[tokio::test]
+async fn spans_that_the_collector_rejects_out_of_an_export_are_counted() {
+    for (says, counts) in [(3, 3), (0, 0), (-1, 0), (1_000, 40)] {
+        let collector = Collector::start(Mood::Rejects(says)).await;
+        let memory = memory(collector.address, Duration::from_secs(10)).await;
+        deliver(&memory, 20).await;
+        memory.server.flush_traces(Duration::from_secs(30)).await;
+        assert_eq!(memory.server.trace_counts().export_failed(), counts, "{says}");
+    }
+}
+
+#[tokio::test]
 async fn something_that_is_no_collector_costs_no_message_and_what_was_lost_is_counted() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let memory = memory(listener.local_addr().unwrap(), Duration::from_millis(300)).await;

@@ -16,9 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::outage::Outage;
+use super::partial_success::PartialSuccesses;
 use super::spans::Record;
 use super::{Limits, TraceSettings, Tracing};
-use crate::telemetry::TraceCounts;
+use crate::telemetry::{OnTheWay, TraceCounts};
 
 /// Settled messages that wait to be exported, at most: at 300 a second (`traces_per_second`), more than three seconds of them; at most
 /// about 4 MiB.
@@ -34,7 +35,6 @@ const BATCH_DELAY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Exporter {
     tracing: Tracing,
-    counts: Arc<TraceCounts>,
     closing: CancellationToken,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -78,10 +78,11 @@ impl Exporter {
             timeout: settings.timeout,
             counts: Arc::clone(&counts),
             outage: Outage::default(),
+            partial_successes: PartialSuccesses::default(),
         };
         let limits = Arc::new(Limits::new(traces_per_second));
-        let tracing = Tracing { sampler: settings.sampler, queue: send, limits, counts: Arc::clone(&counts) };
-        Ok(Self { tracing, counts, closing, task: Mutex::new(Some(tokio::spawn(task.run()))) })
+        let tracing = Tracing { sampler: settings.sampler, queue: send, limits, counts };
+        Ok(Self { tracing, closing, task: Mutex::new(Some(tokio::spawn(task.run()))) })
     }
 
     /// For the subscriptions.
@@ -97,9 +98,8 @@ impl Exporter {
         let Some(mut task) = task else { return };
         if tokio::time::timeout(within, &mut task).await.is_err() {
             task.abort();
-            let _ = task.await; // so that nothing is counted twice
+            let _ = task.await; // so that what it had is counted
         }
-        self.counts.give_up_waiting();
     }
 }
 
@@ -118,6 +118,12 @@ fn resource(settings: &TraceSettings) -> Result<Resource, getrandom::Error> {
     Ok(resource.with_attributes(own).with_attributes(given).build())
 }
 
+/// What is exported together.
+struct Batch {
+    spans: Vec<SpanData>,
+    on_the_way: OnTheWay,
+}
+
 struct Task {
     queue: mpsc::Receiver<Record>,
     closing: CancellationToken,
@@ -127,6 +133,7 @@ struct Task {
     timeout: Duration,
     counts: Arc<TraceCounts>,
     outage: Outage,
+    partial_successes: PartialSuccesses,
 }
 
 impl Task {
@@ -136,17 +143,23 @@ impl Task {
             if records.is_empty() {
                 return;
             }
-            let mut spans = Vec::new();
+            let mut batch = self.empty_batch();
             for record in records {
-                record.write(&self.scope, &mut spans);
-                if spans.len() >= BATCH_SPANS {
-                    self.export(std::mem::take(&mut spans)).await;
+                record.write(&self.scope, &mut batch.spans);
+                batch.on_the_way.join(record.on_the_way);
+                if batch.spans.len() >= BATCH_SPANS {
+                    let full = std::mem::replace(&mut batch, self.empty_batch());
+                    self.export(full).await;
                 }
             }
-            if !spans.is_empty() {
-                self.export(spans).await;
+            if !batch.spans.is_empty() {
+                self.export(batch).await;
             }
         }
+    }
+
+    fn empty_batch(&self) -> Batch {
+        Batch { spans: Vec::new(), on_the_way: OnTheWay::new(Arc::clone(&self.counts), 0) }
     }
 
     /// The next records; none when there will be none. The first of them waits for others, unless the server stops.
@@ -170,21 +183,23 @@ impl Task {
         records
     }
 
-    async fn export(&mut self, spans: Vec<SpanData>) {
-        let count = spans.len() as u64;
-        let result = match tokio::time::timeout(self.timeout, self.spans.export(spans)).await {
-            Ok(result) => result.map_err(|error| error.to_string()),
+    async fn export(&mut self, Batch { spans, on_the_way }: Batch) {
+        let export = self.partial_successes.hear(self.spans.export(spans));
+        let result = match tokio::time::timeout(self.timeout, export).await {
+            Ok((Ok(()), rejected)) => {
+                on_the_way.arrived(rejected.spans);
+                if rejected.spans == 0 { Ok(()) } else { Err(rejected.to_string()) }
+            }
+            Ok((Err(error), _)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {}", humantime::format_duration(self.timeout))),
         };
         match result {
             Ok(()) => {
-                self.counts.count_exported(count);
                 if self.outage.succeeded() {
                     info!("Traces are exported to {} again", self.endpoint);
                 }
             }
             Err(why) => {
-                self.counts.count_export_failed(count);
                 if self.outage.failed(Instant::now()) {
                     let why: String = why.chars().take(200).flat_map(char::escape_debug).collect(); // it may be the collector's text
                     warn!(

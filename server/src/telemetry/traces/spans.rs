@@ -10,6 +10,7 @@ use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFla
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
+use super::OnTheWay;
 use super::context::Trace;
 
 /// Where messages come from.
@@ -31,6 +32,8 @@ pub(super) struct Record {
     /// Deliveries, those that are not in `pushes` included.
     pub(super) attempts: u32,
     pub(super) pushes: Box<[Push]>,
+    /// Its spans, as they are counted.
+    pub(super) on_the_way: OnTheWay,
 }
 
 /// How a message was settled.
@@ -51,12 +54,7 @@ pub(super) struct Push {
 }
 
 impl Record {
-    /// How many spans it makes.
-    pub(super) const fn spans(&self) -> u64 {
-        1 + self.pushes.len() as u64
-    }
-
-    /// Makes them, the message's own first.
+    /// Makes the spans, the message's own first.
     pub(super) fn write(&self, scope: &InstrumentationScope, spans: &mut Vec<SpanData>) {
         spans.push(self.deliver(scope));
         let mut before = None;
