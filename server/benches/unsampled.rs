@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ackstream::clock::Clock;
 use ackstream::message::Message;
 use ackstream::subscription::Subscription;
-use ackstream::telemetry::{Exporter, Lines, Sampler, TraceCounts, TraceSettings, Traces, Watch};
+use ackstream::telemetry::{Exporter, LineLimits, Lines, Sampler, TraceCounts, TraceSettings, Traces, Watch};
 use ackstream_core::{Attachment, ConsumerId, MessageId, Policy, Window};
 
 /// Messages in a round.
@@ -26,7 +26,8 @@ struct Bench {
 impl Bench {
     fn new(traces: Option<Traces>) -> Self {
         let name = || "demo".to_owned();
-        let watch = Watch::new(Lines::new(name(), name(), None, 0), None).with_traces(traces);
+        let limits = LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) };
+        let watch = Watch::new(Lines::new(name(), name(), None, limits), None).with_traces(traces);
         let policy = Policy { ack_deadline: Duration::from_hours(1), ..Policy::default() };
         let subscription = Subscription::new(name(), policy, watch, Clock::start());
         let mut locked = subscription.lock();

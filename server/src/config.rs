@@ -20,6 +20,7 @@ use crate::exchange::StreamLimits;
 use crate::generator::Plan;
 use crate::logging::LogFormat;
 use crate::server::Settings;
+use crate::telemetry::LineLimits;
 use values::Values;
 
 /// The largest message that any configuration may allow (16 MiB).
@@ -114,6 +115,10 @@ impl Config {
         if drain_timeout > Duration::from_hours(1) {
             values.must("drain_timeout", "at most 1h");
         }
+        let summary_interval = values.get("log_summary_interval", values::duration);
+        if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&summary_interval) {
+            values.must("log_summary_interval", "between 100ms and 1h");
+        }
         let count = NonZeroU64::new(values.get(DEMO_COUNT, values::count));
         let interval = values.get("demo.interval", values::duration);
         if !(Duration::from_millis(1)..=Duration::from_hours(24)).contains(&interval) {
@@ -123,7 +128,7 @@ impl Config {
             policy,
             max_message_bytes,
             limits,
-            log_lines_per_second: values.get("log_lines_per_second", values::number),
+            log_lines: LineLimits { per_second: values.get("log_lines_per_second", values::number), summary_interval },
             traces: None, // the standard variables of OpenTelemetry say how
             traces_per_second: values.get("traces_per_second", values::number),
             demo_count: count.map(NonZeroU64::get),

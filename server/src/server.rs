@@ -19,7 +19,7 @@ use crate::proto::message_stream_server::MessageStreamServer;
 use crate::services;
 use crate::subscription::Subscription;
 use crate::telemetry::{
-    Calls, CountedRoutes, Exporter, Lines, Metrics, Progress, TraceCounts, TraceSettings, Traces, Watch,
+    Calls, CountedRoutes, Exporter, LineLimits, Lines, Metrics, Progress, TraceCounts, TraceSettings, Traces, Watch,
 };
 
 /// A frame may be larger than a message by so much: batches of publishes come in one.
@@ -41,8 +41,8 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// What its streams may ask for.
     pub limits: StreamLimits,
-    /// At most so many log lines a second about single messages of one subscription.
-    pub log_lines_per_second: u32,
+    /// How many log lines there may be about single messages of one subscription.
+    pub log_lines: LineLimits,
     /// How to trace messages; `None` = not at all.
     pub traces: Option<TraceSettings>,
     /// At most so many traces a second of each kind: clean, retried and dropped messages.
@@ -78,7 +78,7 @@ impl Server {
         let clock = Clock::start();
         let progress = Arc::new(Progress::default());
         let name = || DEFAULT_NAME.to_owned();
-        let lines = Lines::new(name(), name(), settings.demo_count, settings.log_lines_per_second);
+        let lines = Lines::new(name(), name(), settings.demo_count, settings.log_lines);
         let epoch = getrandom::u64()?;
         let trace_counts = Arc::new(TraceCounts::default());
         let exporter = settings
@@ -205,8 +205,8 @@ impl Server {
     /// Says what became of all messages: both laws, with their numbers.
     pub fn say_summary(&self) {
         for (topic, subscription) in self.broker.subscriptions() {
-            let locked = subscription.lock();
-            locked.observer().lines().say_what_was_left_out();
+            let mut locked = subscription.lock();
+            locked.observer_mut().lines_mut().say_what_was_left_out();
             let (counts, backlog, tally) = (locked.counts(), locked.backlog(), locked.observer().tally().clone());
             drop(locked);
             let Counts { published, acked, dropped, sent, ended } = counts;

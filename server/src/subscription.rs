@@ -57,16 +57,17 @@ impl Subscription {
         Locked { now: self.clock.now(), subscription: self, state: Some(state) }
     }
 
-    /// Calls the core whenever time is due. Never ends.
+    /// Calls the core, and the log, whenever time is due. Never ends.
     pub async fn drive(&self) {
         loop {
             let alarm = {
                 let mut locked = self.lock();
                 let now = locked.now;
                 locked.advance(now);
-                let alarm = locked.next_due();
-                locked.state_mut().alarm = alarm;
-                alarm
+                locked.observer_mut().lines_mut().advance(now);
+                let state = locked.state_mut();
+                state.alarm = state.next_due();
+                state.alarm
             };
             match alarm {
                 None => self.earlier.notified().await,
@@ -77,6 +78,14 @@ impl Subscription {
                 },
             }
         }
+    }
+}
+
+impl State {
+    /// When the driver must come.
+    fn next_due(&self) -> Option<Time> {
+        let summary = self.core.observer().lines().next_due();
+        [self.core.next_due(), summary].into_iter().flatten().min()
     }
 }
 
@@ -139,7 +148,7 @@ impl Drop for Locked<'_> {
         while let Some(consumer) = state.core.next_wake() {
             woken.extend(state.wakers.get(consumer.index()).cloned().flatten());
         }
-        let due = state.core.next_due();
+        let due = state.next_due();
         let earlier = due.is_some_and(|due| state.alarm.is_none_or(|alarm| due < alarm));
         if earlier {
             state.alarm = due;

@@ -18,7 +18,7 @@ use ackstream_core::{ConsumerId, Event, Observer};
 
 pub use calls::{Calls, CountedBody, CountedRoutes, MethodCalls};
 pub use exposition::{Exposition, Snapshot};
-pub use lines::Lines;
+pub use lines::{LineLimits, Lines};
 pub use metrics::Metrics;
 pub use progress::Progress;
 pub use tally::{RETRY_ATTEMPTS, Settled, Tally};
@@ -67,6 +67,11 @@ impl Watch {
     /// The log lines.
     pub const fn lines(&self) -> &Lines {
         &self.lines
+    }
+
+    /// The log lines, to make them speak.
+    pub const fn lines_mut(&mut self) -> &mut Lines {
+        &mut self.lines
     }
 
     /// What has been counted, besides the core's own counts.

@@ -260,6 +260,26 @@ fn json_lines_say_what_they_are_about() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_left_out_is_said_when_the_traffic_has_stopped() {
+    let limits = ["--log-lines-per-second", "10", "--log-summary-interval", "100ms"];
+    let mut process = Process::start(&[&["50", "--interval", "1ms", "--keep-serving"][..], &limits].concat());
+    let (_send, mut receive) = process.open(Open { auto_ack: true, ..Open::default() }).await;
+    for _ in 0..50 {
+        assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Data(_)))));
+    }
+    let (mut written, mut left_out) = (0, 0);
+    while written + left_out < 2 * 50 {
+        let line = process.line_within(std::time::Duration::from_secs(30));
+        if let Some(many) = line.strip_prefix("[RUST SERVER] ... and ") {
+            left_out += many.split(' ').next().unwrap().parse::<u32>().unwrap();
+        } else if line.contains("Sent message") || line.contains("Received ACK") {
+            written += 1;
+        }
+    }
+    assert!(left_out >= 50, "{left_out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_leaves_lines_out_rather_than_grow_and_says_so() {
     let process = Process::start(&["200", "--interval", "1ms", "--log-lines-per-second", "10"]);
     let (_send, mut receive) = process.open(Open { auto_ack: true, ..Open::default() }).await;

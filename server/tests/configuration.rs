@@ -134,6 +134,7 @@ fn every_bound_is_kept() {
         ("drain_timeout", "2h"),
         ("log_level", "loud"),
         ("log_lines_per_second", "many"),
+        ("log_summary_interval", "99ms"),
         ("demo.count", "-3"),
         ("demo.interval", "0s"),
         ("demo.keep_serving", "yes"),

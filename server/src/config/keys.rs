@@ -126,6 +126,13 @@ pub const KEYS: &[Key] = &[
         "Log lines about single messages, at most; 0 = none",
     ),
     server(
+        "log_summary_interval",
+        "log-summary-interval",
+        "1s",
+        "TIME",
+        "After so long the log says how many such lines were left out",
+    ),
+    server(
         "traces_per_second",
         "traces-per-second",
         "100",

@@ -173,11 +173,12 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::telemetry::{Lines, Watch};
+    use crate::telemetry::{LineLimits, Lines, Watch};
 
     #[tokio::test]
     async fn nothing_attaches_for_a_client_that_is_gone() {
-        let watch = Watch::new(Lines::new(String::new(), String::new(), None, 0), None);
+        let limits = LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) };
+        let watch = Watch::new(Lines::new(String::new(), String::new(), None, limits), None);
         let subscription = Arc::new(Subscription::new("demo".into(), Policy::default(), watch, Clock::start()));
         let attachment = Attachment { window: Window { max_messages: 1, max_bytes: 1 }, auto_ack: false };
         let session = Session::new();

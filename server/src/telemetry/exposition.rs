@@ -131,7 +131,8 @@ impl Exposition {
                 process(&names::OPEN_FDS, |process| process.open_fds),
                 process(&names::MAX_FDS, |process| process.max_fds),
                 process(&names::VIRTUAL_MEMORY, |process| process.virtual_memory_bytes),
-                process(&names::VIRTUAL_MEMORY_MAX, |process| process.virtual_memory_max_bytes),
+                // `None` is a limit that is not there.
+                process(&names::VIRTUAL_MEMORY_MAX, |process| process.virtual_memory_max_bytes.or(Some(u64::MAX))),
                 process(&names::RESIDENT_MEMORY, |process| process.resident_memory_bytes),
                 process(&names::START_TIME, |process| process.start_time_seconds),
                 process(&names::THREADS, |process| process.threads),

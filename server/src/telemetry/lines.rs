@@ -1,6 +1,7 @@
 //! Log lines about single messages: the story as people read it, and at most so many lines a second.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use ackstream_core::{DropReason, Event, MessageView, Outcome, Time};
 use tracing::info;
@@ -12,6 +13,15 @@ use crate::message::Message;
 const TRACE_ID: Range<usize> = 3..35;
 const SPAN_ID: Range<usize> = 36..52;
 
+/// How many lines may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineLimits {
+    /// At most so many in a second.
+    pub per_second: u32,
+    /// What was left out is said so long after the first line that was.
+    pub summary_interval: Duration,
+}
+
 /// Writes one subscription's lines.
 #[derive(Debug)]
 pub struct Lines {
@@ -19,16 +29,30 @@ pub struct Lines {
     subscription: String,
     /// How many messages the demo will send; `None` where it has no end, or there is none.
     of: Option<u64>,
-    per_second: u32,
+    limits: LineLimits,
     second: u64,
     written: u32,
     left_out: u64,
+    /// When to say how many were left out.
+    summary_due: Option<Time>,
 }
 
 impl Lines {
-    /// Lines of this subscription, at most `per_second` of them. A demo of `of` messages says "1/5" where others say "1".
-    pub const fn new(topic: String, subscription: String, of: Option<u64>, per_second: u32) -> Self {
-        Self { topic, subscription, of, per_second, second: 0, written: 0, left_out: 0 }
+    /// Lines of this subscription. A demo of `of` messages says "1/5" where others say "1".
+    pub const fn new(topic: String, subscription: String, of: Option<u64>, limits: LineLimits) -> Self {
+        Self { topic, subscription, of, limits, second: 0, written: 0, left_out: 0, summary_due: None }
+    }
+
+    /// When [`advance`](Self::advance) has something to say.
+    pub const fn next_due(&self) -> Option<Time> {
+        self.summary_due
+    }
+
+    /// Says what was left out, where it is time.
+    pub fn advance(&mut self, now: Time) {
+        if self.summary_due.is_some_and(|due| due <= now) {
+            self.say_what_was_left_out();
+        }
     }
 
     /// `contexts` are those of the subscription, where it is traced: a line says which span it is about.
@@ -96,11 +120,13 @@ impl Lines {
     ) {
         let second = at.since(Time::ZERO).as_secs();
         if second > self.second {
-            self.say_what_was_left_out();
-            (self.second, self.written, self.left_out) = (second, 0, 0);
+            (self.second, self.written) = (second, 0);
         }
-        if self.written >= self.per_second {
+        if self.written >= self.limits.per_second {
             self.left_out += 1;
+            if self.limits.per_second > 0 && self.summary_due.is_none() {
+                self.summary_due = Some(at.plus(self.limits.summary_interval));
+            }
             return;
         }
         self.written += 1;
@@ -118,15 +144,15 @@ impl Lines {
         );
     }
 
-    /// Says how many lines were left out since the last that was not.
-    pub fn say_what_was_left_out(&self) {
-        if self.left_out > 0 && self.per_second > 0 {
-            let (topic, subscription, left_out) = (&self.topic, &self.subscription, self.left_out);
+    /// Says how many lines were left out since it was said the last time.
+    pub fn say_what_was_left_out(&mut self) {
+        if self.summary_due.take().is_some() {
+            let (topic, subscription, left_out) = (&self.topic, &self.subscription, std::mem::take(&mut self.left_out));
             info!(
                 topic,
                 subscription,
                 "... and {left_out} more lines about messages (log_lines_per_second = {})",
-                self.per_second
+                self.limits.per_second
             );
         }
     }

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use ackstream::proto::message_stream_client::MessageStreamClient;
 use ackstream::proto::stream_message::Kind;
@@ -52,6 +53,19 @@ impl Process {
         let mut line = String::new();
         assert_ne!(self.lines.read_line(&mut line).expect("UTF-8"), 0, "the process has ended");
         line.trim_end().to_owned()
+    }
+
+    /// The next line; where none comes in time, the process is killed and the test fails.
+    #[allow(dead_code, reason = "not all tests wait for what may not come")]
+    pub(crate) fn line_within(&mut self, patience: Duration) -> String {
+        let process = self.child.id().to_string();
+        let watchdog = tokio::spawn(async move {
+            tokio::time::sleep(patience).await;
+            let _ = Command::new("kill").args(["-KILL", &process]).status();
+        });
+        let line = tokio::task::block_in_place(|| self.line());
+        watchdog.abort();
+        line
     }
 
     pub(crate) fn signal(&self, name: &str) {

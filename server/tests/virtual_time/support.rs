@@ -10,6 +10,7 @@ use ackstream::proto::message_stream_client::MessageStreamClient;
 use ackstream::proto::stream_message::Kind;
 use ackstream::proto::{AckMessage, DataMessage, Nack, Open, Opened, StreamMessage};
 use ackstream::server::{Server, Settings};
+use ackstream::telemetry::LineLimits;
 use ackstream_core::{Backlog, Counts, Policy};
 use hyper_util::rt::TokioIo;
 use tokio::io::DuplexStream;
@@ -32,7 +33,7 @@ pub(crate) fn settings() -> Settings {
         policy: Policy::default(),
         max_message_bytes: 1 << 20,
         limits: StreamLimits { max_streams: 100, max_outstanding_messages: 1_000_000, max_outstanding_bytes: 1 << 30 },
-        log_lines_per_second: 0,
+        log_lines: LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) },
         traces: None,
         traces_per_second: 100,
         demo_count: None,
