@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,12 +26,11 @@ from opentelemetry.trace import TracerProvider
 import ackstream
 from ackstream._version import VERSION
 from client_options import BadOptions, Options, parse_options
+from client_output import GREEN, PREFIX, RED, YELLOW, Output, printable, shown
 from client_tracing import BadVariables, start_tracing, stop_tracing, unsupported_variables
 
 if TYPE_CHECKING:
     from client_metrics import Metrics
-
-PREFIX = "[PYTHON CLIENT]"
 
 EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
@@ -44,13 +42,8 @@ WINDOW = 1_000
 GRACE = 1.0
 """Seconds that handlers have after SIGINT or SIGTERM."""
 
-MAX_SHOWN = 200
-"""Characters of a payload that are printed."""
-
 MAX_REMEMBERED = 100_000
 """Acked messages that are remembered, to tell which come twice."""
-
-GREEN, RED, YELLOW, PLAIN = "\033[32m", "\033[31m", "\033[33m", ""
 
 
 def main() -> int:
@@ -64,7 +57,7 @@ def main() -> int:
         for problem in error.problems:
             print(f"{PREFIX} {problem}", file=sys.stderr)
         return EXIT_USAGE
-    output = Output()
+    output = Output(options.log_lines_per_second, options.log_summary_interval)
     for name in unsupported_variables(os.environ):
         output.say(f"{name} is set, and does nothing here", YELLOW)
     try:
@@ -82,7 +75,7 @@ def main() -> int:
             output.say(f"{lost} span(s) were not exported", YELLOW)
 
 
-def serve_metrics(listen: tuple[str, int], output: "Output") -> "Metrics":
+def serve_metrics(listen: tuple[str, int], output: Output) -> "Metrics":
     """Returns metrics that Prometheus can ask for.
 
     Raises:
@@ -154,7 +147,7 @@ class Demo:
         self,
         options: Options,
         *,
-        output: "Output | None" = None,
+        output: Output | None = None,
         metrics: "Metrics | None" = None,
         tracer_provider: TracerProvider | None = None,
     ) -> None:
@@ -163,7 +156,7 @@ class Demo:
         self.tracer_provider = tracer_provider
         self.seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
         self.tally = Tally()
-        self.output = output or Output()
+        self.output = output or Output(options.log_lines_per_second, options.log_summary_interval)
         self.epoch = 0
         """The server's present life; a delivery of an earlier one can be answered no more."""
 
@@ -207,12 +200,13 @@ class Demo:
             finally:
                 if self.metrics:
                     self.metrics.disconnected()
+        self.output.say_what_was_left_out()
         say(str(self.tally))
         return code
 
     async def handle(self, delivery: ackstream.Delivery) -> None:
         """Receives one delivery and answers it, or not, as the seed decides."""
-        say, tally = self.output.say, self.tally
+        say, tally = self.output.say_of_message, self.tally
         began = time.perf_counter()
         key = (delivery.epoch, delivery.id)
         if self.metrics:
@@ -221,8 +215,8 @@ class Demo:
         again = f" again (attempt {delivery.attempt})" if delivery.attempt > 1 else ""
         tally.receive(key)
         say(f"Received message {delivery.id}{again}: {shown(delivery.payload)}")
-        if self.options.delay:
-            await asyncio.sleep(self.options.delay)
+        if hold := self.options.delay + self.slowness(delivery.id, delivery.attempt):
+            await asyncio.sleep(hold)
         if delivery.epoch != self.epoch:
             delivery.ack()  # which the library discards, and says so
             return
@@ -260,6 +254,12 @@ class Demo:
             draw -= rate
         return "ack"
 
+    def slowness(self, message_id: int, attempt: int) -> float:
+        """Returns the seconds by which this attempt is slow, always the same for the same seed, message and attempt."""
+        options = self.options
+        slow = share(f"slow {self.seed} {message_id} {attempt}") < options.slow_rate
+        return options.slow_delay if slow else 0.0
+
     def on_event(self, event: ackstream.StreamEvent) -> None:
         """Says what happens to the stream."""
         match event:
@@ -294,45 +294,9 @@ WRONG_NAME = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT)
 """Statuses that mean a wrong --topic or --subscription."""
 
 
-class Output:
-    """Lines on stdout; none, and a call of `on_closed`, when nobody reads them any more."""
-
-    def __init__(self) -> None:
-        self.on_closed: Callable[[], object] = lambda: None
-        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-    def say(self, line: str, colour: str = PLAIN) -> None:
-        """Prints one line, at once."""
-        if self._colour and colour:
-            line = f"{colour}{line}\033[0m"
-        try:
-            # ASCII where the terminal knows no more; a failing print would fail the message.
-            encoding = sys.stdout.encoding or "ascii"
-            line = line.encode(encoding, "backslashreplace").decode(encoding)
-            # One write a line, also where stdout is not buffered: another process may write to the same terminal.
-            sys.stdout.write(f"{PREFIX} {line}\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The interpreter flushes stdout when it ends: let it be into nothing.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.on_closed()
-
-
 def share(text: str) -> float:
     """Returns a number from 0 up to 1, evenly spread, that depends on the text alone."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / 2**64
-
-
-def shown(payload: bytes) -> str:
-    """Returns a payload as one line of text: cut, and without anything that a terminal would act on."""
-    # A character of UTF-8 has at most 4 bytes.
-    text = payload[: MAX_SHOWN * 4].decode("utf-8", "backslashreplace")
-    return printable(text[:MAX_SHOWN]) + (f"... ({len(payload):,} bytes)" if len(text) > MAX_SHOWN else "")
-
-
-def printable(text: str) -> str:
-    """Returns the text with control characters, line ends and the like written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_on_purpose(record: logging.LogRecord) -> bool:

@@ -17,6 +17,8 @@ MAX_DURATION = 24 * 3600.0
 
 MAX_PORT = 65535
 
+SHORTEST_INTERVAL = 0.1
+
 # What an option means that has no default.
 WITHOUT = {"seed": "random", "metrics-listen": "off"}
 
@@ -33,9 +35,13 @@ class Options:
     fail_rate: float
     poison_rate: float
     delay: float
+    slow_rate: float
+    slow_delay: float
     seed: int | None
     connect_timeout: float
     metrics_listen: tuple[str, int] | None
+    log_lines_per_second: int
+    log_summary_interval: float
 
 
 class BadOptions(Exception):
@@ -113,6 +119,19 @@ def _duration(text: str) -> float:
     return seconds
 
 
+def _count(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ValueError(f"{text!r} is not a whole number of at most 9 digits")
+    return int(text)
+
+
+def _interval(text: str) -> float:
+    seconds = _duration(text)
+    if seconds < SHORTEST_INTERVAL:
+        raise ValueError(f"{text!r} is too short: at least 100ms")
+    return seconds
+
+
 def _seed(text: str) -> int:
     if not re.fullmatch(r"\d{1,19}", text):
         raise ValueError(f"{text!r} is not a seed: it takes a whole number of at most 19 digits")
@@ -151,9 +170,13 @@ OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "fail-rate": (_rate, "0", "share of deliveries on which the handler fails"),
     "poison-rate": (_rate, "0", "share of messages on which the handler fails at every attempt"),
     "delay": (_duration, "0s", "how long each message is held before its answer, all at the same time"),
+    "slow-rate": (_rate, "0", "share of deliveries that are held for longer"),
+    "slow-delay": (_duration, "2500ms", "by how much longer"),
     "seed": (_seed, "", "decides which deliveries these are: the same seed tells the same story"),
     "connect-timeout": (_duration, "30s", "how long to go on without a server"),
     "metrics-listen": (_listen, "", "where Prometheus may ask for metrics, for example [::1]:9465; port 0 picks one"),
+    "log-lines-per-second": (_count, "1000", "lines about single messages, at most; 0 = none"),
+    "log-summary-interval": (_interval, "1s", "after so long it says how many such lines were left out"),
 }
 
 

@@ -13,6 +13,7 @@ from opentelemetry.trace import TracerProvider
 
 import ackstream
 import client as demo
+import client_output
 from client_metrics import Metrics
 from client_options import BadOptions, Options, parse_options
 from tests.fake_server import FakeServer, FakeStream
@@ -36,9 +37,13 @@ def test_the_defaults_drop_10_percent_of_the_topic_demo_on_this_machine() -> Non
         fail_rate=0.0,
         poison_rate=0.0,
         delay=0.0,
+        slow_rate=0.0,
+        slow_delay=2.5,
         seed=None,
         connect_timeout=30.0,
         metrics_listen=None,
+        log_lines_per_second=1000,
+        log_summary_interval=1.0,
     )
 
 
@@ -138,6 +143,33 @@ def test_every_attempt_is_decided_anew_but_a_poisoned_message_fails_at_each() ->
     assert 30 < by_message.count({"fail"}) < 70
 
 
+def test_a_share_of_the_deliveries_is_slow_whatever_else_is_decided_about_them() -> None:
+    slow = demo.Demo(options("--drop-rate=0.5", "--slow-rate=0.2", "--slow-delay=3s", "--seed=1"))
+    again = demo.Demo(options("--drop-rate=0", "--slow-rate=0.2", "--slow-delay=3s", "--seed=1"))
+    delays = [slow.slowness(message_id, 1) for message_id in range(10_000)]
+    assert delays == [again.slowness(message_id, 1) for message_id in range(10_000)]
+    assert set(delays) == {0.0, 3.0}
+    assert round(delays.count(3.0) / 10_000, 1) == 0.2
+
+
+async def test_lines_about_messages_beyond_the_cap_are_left_out_and_counted_when_it_is_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client_output.time.monotonic", lambda: 7.5)
+    output = client_output.Output(lines_per_second=2, summary_interval=10.0)
+    for number in range(5):
+        output.say_of_message(f"line {number}")
+    output.say("not about a message")
+    await asyncio.sleep(9.99)
+    before = capsys.readouterr().out.splitlines()
+    await asyncio.sleep(0.02)
+    after = capsys.readouterr().out.splitlines()
+    assert before == [f"[PYTHON CLIENT] {line}" for line in ("line 0", "line 1", "not about a message")]
+    assert after == ["[PYTHON CLIENT] ... and 3 more lines about messages (--log-lines-per-second 2)"]
+    output.say_what_was_left_out()
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("decision", ["drop", "nack", "fail"])
 def test_a_rate_of_1_is_every_delivery_and_0_is_none(decision: str) -> None:
     rates = {"drop": "0", "nack": "0", "fail": "0"} | {decision: "1"}
@@ -149,12 +181,12 @@ def test_a_rate_of_1_is_every_delivery_and_0_is_none(decision: str) -> None:
 
 
 def test_a_payload_is_printed_as_one_safe_line() -> None:
-    assert demo.shown(b"Message 1") == "Message 1"
-    assert demo.shown("Grüße 🎈".encode()) == "Grüße 🎈"
-    assert demo.shown(b"a\nb\x1b[31m\x00") == r"a\nb\x1b[31m\x00"
-    assert demo.shown(b"\xff\xfe") == r"\xff\xfe"
-    assert demo.shown("\u202e".encode()) == r"\u202e"
-    long = demo.shown(b"x" * 1_048_576)
+    assert client_output.shown(b"Message 1") == "Message 1"
+    assert client_output.shown("Grüße 🎈".encode()) == "Grüße 🎈"
+    assert client_output.shown(b"a\nb\x1b[31m\x00") == r"a\nb\x1b[31m\x00"
+    assert client_output.shown(b"\xff\xfe") == r"\xff\xfe"
+    assert client_output.shown("\u202e".encode()) == r"\u202e"
+    long = client_output.shown(b"x" * 1_048_576)
     assert long == "x" * 200 + "... (1,048,576 bytes)"
 
 

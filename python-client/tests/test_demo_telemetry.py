@@ -18,6 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+import client_health
 from ackstream._proto import ackstream_pb2 as pb
 from ackstream._version import VERSION
 from client_metrics import Metrics
@@ -455,3 +456,23 @@ def test_an_outage_is_said_once_and_hides_nothing_else_nor_is_hidden_by_it(caplo
         "Spans are not exported: Failed to export traces. This is said once.",
         "OpenTelemetry says: Queue full, dropping Span.. This is said once.",
     ]
+
+
+@pytest.mark.real_time
+def test_the_container_is_healthy_while_the_stream_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    server, url = metrics.serve("127.0.0.1", 0)
+    monkeypatch.setenv("ACKSTREAM_CLIENT_METRICS_LISTEN", url.removeprefix("http://").removesuffix("/metrics"))
+    try:
+        before = client_health.find_problem()
+        metrics.connected(again=False)
+        during = client_health.find_problem()
+        metrics.disconnected()
+        after = client_health.find_problem()
+    finally:
+        server.shutdown()
+        server.server_close()
+    gone = client_health.find_problem()
+    assert (before, during, after) == ("no stream to the server is open", None, "no stream to the server is open")
+    assert gone is not None
+    assert gone.startswith("no metrics on port ")

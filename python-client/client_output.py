@@ -1,0 +1,83 @@
+"""What client.py prints: lines for people, in colour on a terminal, and not too many about single messages."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+
+PREFIX = "[PYTHON CLIENT]"
+
+MAX_SHOWN = 200
+"""Characters of a payload that are printed."""
+
+GREEN, RED, YELLOW, PLAIN = "\033[32m", "\033[31m", "\033[33m", ""
+
+
+class Output:
+    """Lines on stdout; none, and a call of `on_closed`, when nobody reads them any more."""
+
+    def __init__(self, lines_per_second: int = 1_000, summary_interval: float = 1.0) -> None:
+        """Makes an output.
+
+        Args:
+            lines_per_second: Lines about single messages, at most; 0 = none.
+            summary_interval: Seconds after which it says how many of those were left out.
+        """
+        self.on_closed: Callable[[], object] = lambda: None
+        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._lines_per_second = lines_per_second
+        self._summary_interval = summary_interval
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+        self._summary: asyncio.TimerHandle | None = None
+
+    def say_of_message(self, line: str, colour: str = PLAIN) -> None:
+        """Prints one line about a single message, unless there were too many. Called where an event loop runs."""
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written < self._lines_per_second:
+            self._written += 1
+            self.say(line, colour)
+            return
+        self._left_out += 1
+        if self._summary is None and self._lines_per_second:
+            loop = asyncio.get_running_loop()
+            self._summary = loop.call_later(self._summary_interval, self.say_what_was_left_out)
+
+    def say_what_was_left_out(self) -> None:
+        """Says how many lines were left out since it was said the last time."""
+        if self._summary is not None:
+            self._summary.cancel()
+            left_out, self._summary, self._left_out = self._left_out, None, 0
+            self.say(f"... and {left_out} more lines about messages (--log-lines-per-second {self._lines_per_second})")
+
+    def say(self, line: str, colour: str = PLAIN) -> None:
+        """Prints one line, at once."""
+        if self._colour and colour:
+            line = f"{colour}{line}\033[0m"
+        try:
+            # ASCII where the terminal knows no more; a failing print would fail the message.
+            encoding = sys.stdout.encoding or "ascii"
+            line = line.encode(encoding, "backslashreplace").decode(encoding)
+            # One write a line, also where stdout is not buffered: another process may write to the same terminal.
+            sys.stdout.write(f"{PREFIX} {line}\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The interpreter flushes stdout when it ends: let it be into nothing.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.on_closed()
+
+
+def shown(payload: bytes) -> str:
+    """Returns a payload as one line of text: cut, and without anything that a terminal would act on."""
+    # A character of UTF-8 has at most 4 bytes.
+    text = payload[: MAX_SHOWN * 4].decode("utf-8", "backslashreplace")
+    return printable(text[:MAX_SHOWN]) + (f"... ({len(payload):,} bytes)" if len(text) > MAX_SHOWN else "")
+
+
+def printable(text: str) -> str:
+    """Returns the text with control characters, line ends and the like written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
