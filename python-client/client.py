@@ -170,7 +170,11 @@ class Demo:
             options.target, connect_timeout=options.connect_timeout, tracer_provider=self.tracer_provider
         ) as client:
             consumer = client.consume(
-                options.topic, options.subscription, max_outstanding_messages=WINDOW, on_event=self.on_event
+                options.topic,
+                options.subscription,
+                max_outstanding_messages=WINDOW,
+                max_extension=options.max_extension,
+                on_event=self.on_event,
             )
 
             if self.metrics:

@@ -19,6 +19,8 @@ MAX_PORT = 65535
 
 SHORTEST_INTERVAL = 0.1
 
+LONGEST_EXTENSION = 3600.0
+
 # What an option means that has no default.
 WITHOUT = {"seed": "random", "metrics-listen": "off"}
 
@@ -37,6 +39,7 @@ class Options:
     delay: float
     slow_rate: float
     slow_delay: float
+    max_extension: float
     seed: int | None
     connect_timeout: float
     metrics_listen: tuple[str, int] | None
@@ -125,6 +128,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _extension(text: str) -> float:
+    seconds = _duration(text)
+    if seconds > LONGEST_EXTENSION:
+        raise ValueError(f"{text!r} is too long: the server extends by at most 1h")
+    return seconds
+
+
 def _interval(text: str) -> float:
     seconds = _duration(text)
     if seconds < SHORTEST_INTERVAL:
@@ -172,6 +182,7 @@ OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "delay": (_duration, "0s", "how long each message is held before its answer, all at the same time"),
     "slow-rate": (_rate, "0", "share of deliveries that are held for longer"),
     "slow-delay": (_duration, "2500ms", "by how much longer"),
+    "max-extension": (_extension, "1h", "for how long the ack deadline of what is held is extended; 0s = never"),
     "seed": (_seed, "", "decides which deliveries these are: the same seed tells the same story"),
     "connect-timeout": (_duration, "30s", "how long to go on without a server"),
     "metrics-listen": (_listen, "", "where Prometheus may ask for metrics, for example [::1]:9465; port 0 picks one"),
