@@ -498,7 +498,15 @@ CLIENT_STREAMS = Row(
 def datasource(name: str, label: str, kind: str, uid: str) -> Json:
     """Returns the variable that picks a data source."""
     current = {"selected": True, "text": label, "value": uid}
-    return {"type": "datasource", "name": name, "label": label, "query": kind, "current": current, "hide": 0, "refresh": 1}
+    return {
+        "type": "datasource",
+        "name": name,
+        "label": label,
+        "query": kind,
+        "current": current,
+        "hide": 0,
+        "refresh": 1,
+    }
 
 
 def values(name: str, label: str, query: str) -> Json:
@@ -525,7 +533,10 @@ def link(title: str, url: str, tooltip: str) -> Json:
     }  # fmt: skip
 
 
-SOURCES = [datasource("datasource", "Prometheus", "prometheus", "prometheus"), datasource("traces", "Jaeger", "jaeger", "jaeger")]
+SOURCES = [
+    datasource("datasource", "Prometheus", "prometheus", "prometheus"),
+    datasource("traces", "Jaeger", "jaeger", "jaeger"),
+]
 PAGES = [constant("prometheus_page", "http://localhost:9090"), constant("jaeger_page", "http://localhost:16686")]
 TO_PAGES = [
     link("Jaeger", "${jaeger_page}/search?service=ackstream-server", "All traces, in Jaeger's own page"),
@@ -599,7 +610,14 @@ def place(rows: tuple[Row, ...]) -> Iterator[Json]:
     number, top = 0, 0
     for row in rows:
         number += 1
-        yield {"id": number, "type": "row", "title": row.title, "collapsed": False, "panels": [], "gridPos": at(0, top, 24, 1)}
+        yield {
+            "id": number,
+            "type": "row",
+            "title": row.title,
+            "collapsed": False,
+            "panels": [],
+            "gridPos": at(0, top, 24, 1),
+        }
         top += 1
         left, tallest = 0, 0
         for panel in row.panels:

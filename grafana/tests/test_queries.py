@@ -1,0 +1,235 @@
+"""Every expression of dashboards and rules, asked of a real Prometheus that scrapes real servers and real clients.
+
+Each of the four bad days is made to happen, beside a good one. The signs by which the dashboard tells them apart must
+be there on the right day and on no other.
+"""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.processes import BINARY, CLIENT, Process, running
+
+PROMETHEUS = shutil.which("prometheus")
+
+pytestmark = [
+    pytest.mark.real_time,
+    pytest.mark.skipif(not BINARY, reason="ACKSTREAM_BIN names no server binary"),
+    pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed"),
+]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0
+"""Seconds until every sign must have been there. It takes about 20."""
+
+RATE, RANGE = "8s", "30s"
+DEADLINE, SCRAPE = "500ms", "500ms"
+
+SERVER = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--ack-deadline", DEADLINE)
+LINES = ("--log-lines-per-second", "0")
+
+METRIC = re.compile(r"\b(?:ackstream[_:]|process_|grpc_server_)[a-z_:]+")
+
+Result = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Day:
+    """What kind of day it is, and by which signs it must be known."""
+
+    server: tuple[str, ...]
+    client: tuple[str, ...]
+    signs: frozenset[str]
+
+
+# Slow deliveries are answered after their deadline.
+SLOW = ("--slow-delay", "600ms", "--max-extension", "0s")
+DAYS = {
+    "good": Day(
+        ("--interval", "20ms"),
+        ("--drop-rate=0.1", "--nack-rate=0.05", "--poison-rate=0.01", "--slow-rate=0.02", *SLOW),
+        frozenset(),
+    ),
+    "retry-storm": Day(
+        ("--interval", "20ms"),
+        ("--drop-rate=0.1", "--fail-rate=0.5", "--slow-rate=0.1", *SLOW),
+        frozenset({"deliveries are amplified"}),
+    ),
+    "poison-message": Day(
+        ("--interval", "20ms"),
+        ("--drop-rate=0", "--poison-rate=0.05"),
+        frozenset({"retries are flat over the attempts"}),
+    ),
+    "slow-consumer": Day(
+        ("--interval", "20ms", "--max-outstanding-messages", "10"),
+        ("--drop-rate=0", "--delay=420ms", "--slow-rate=0.2", *SLOW),
+        frozenset({"acks come at the deadline", "consumers are full"}),
+    ),
+    "lost-consumer": Day(
+        ("--interval", "20ms"),
+        ("--drop-rate=0", "--delay=100ms"),
+        frozenset({"a backlog without consumers"}),
+    ),
+}
+
+
+class Prometheus:
+    """A running Prometheus, asked as Grafana does."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def get(self, path: str, **parameters: str) -> Any:
+        """Returns the data of an answer."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            answer = await asyncio.to_thread(urllib.request.urlopen, url, timeout=10)
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{parameters}: {error.read().decode()}")
+        with answer:
+            return json.load(answer)["data"]
+
+    async def ask(self, expression: str, job: str) -> Result:
+        """Returns what a panel shows for a day: values by their legend, here the labels that differ."""
+        for variable, value in {"$__rate_interval": RATE, "$__range": RANGE, "$job": job}.items():
+            expression = expression.replace(variable, value)
+        expression = re.sub(r"\$(instance|topic|subscription)", ".+", expression)
+        series = (await self.get("query", query=expression))["result"]
+        return {" ".join(v for k, v in one["metric"].items() if k != "job"): float(one["value"][1]) for one in series}
+
+
+def expressions(name: str) -> dict[str, list[str]]:
+    """Returns what the panels of a dashboard ask Prometheus, by title."""
+    dashboard = json.loads((ROOT / "grafana" / "dashboards" / name).read_text())
+    asked: dict[str, list[str]] = {}
+    for panel in dashboard["panels"]:
+        asked[panel["title"]] = [target["expr"] for target in panel.get("targets", []) if "expr" in target]
+    return asked | {annotation["name"]: [annotation["expr"]] for annotation in dashboard["annotations"]["list"]}
+
+
+DELIVERY, CLIENTS = expressions("message-delivery.json"), expressions("client.json")
+
+
+@asynccontextmanager
+async def days(folder: Path) -> AsyncIterator[tuple[Prometheus, dict[str, Process]]]:
+    """Starts all days at once, and a Prometheus that scrapes them: a job each, and one with "-client" behind it."""
+    async with AsyncExitStack() as stack:
+        jobs, clients = [], {}
+        for name, day in DAYS.items():
+            command = (BINARY, "demo", "0", *SERVER, *LINES, *day.server)
+            server = await stack.enter_async_context(running(*command))
+            target = (await server.line(r"Starting gRPC server on (\S+)$"))[1]
+            metrics = (await server.line(r"Serving metrics on http://(\S+)/metrics$"))[1]
+            options = ("--target", target, "--metrics-listen", "127.0.0.1:0", "--seed", "7", *LINES, *day.client)
+            clients[name] = await stack.enter_async_context(running(sys.executable, str(CLIENT), *options))
+            client_metrics = (await clients[name].line(r"Metrics on http://(\S+)/metrics$"))[1]
+            jobs += [(name, metrics), (f"{name}-client", client_metrics)]
+        configuration: dict[str, object] = {
+            "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": SCRAPE},
+            "rule_files": [str(ROOT / "prometheus" / "rules" / "*.yml")],
+            "scrape_configs": [
+                {"job_name": name, "static_configs": [{"targets": [address]}]} for name, address in jobs
+            ],
+        }
+        file = folder / "prometheus.yml"
+        file.write_text(json.dumps(configuration))  # YAML, too
+        assert PROMETHEUS is not None
+        prometheus = await stack.enter_async_context(
+            running(
+                PROMETHEUS,
+                f"--config.file={file}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                "--web.listen-address=127.0.0.1:0",
+            )
+        )
+        address = (await prometheus.line(r'msg="Listening on" .*address=(\S+)'))[1]
+        await prometheus.line("Server is ready to receive web requests")
+        yield Prometheus(f"http://{address}"), clients
+
+
+async def signs(prometheus: Prometheus, job: str) -> frozenset[str]:
+    """Returns the signs of bad days that the dashboard shows, each read off the panels that its text names."""
+
+    async def shows(title: str, query: int = 0) -> Result:
+        return await prometheus.ask(DELIVERY[title][query], job)
+
+    found = set()
+    amplification = (await shows("Amplification")).get("", 1.0)
+    if amplification > 1.8:
+        found.add("deliveries are amplified")
+    by_attempt = await shows("Retries by attempt")
+    second, fourth = by_attempt.get("2", 0.0), by_attempt.get("4", 0.0)
+    if second > 0.5 and fourth > 0.6 * second:
+        found.add("retries are flat over the attempts")
+    median, deadline = (await shows("Ack latency")).get("", 0.0), (await shows("Ack latency", 3)).get("", 0.0)
+    outcomes = await shows("Delivery outcomes")
+    if deadline and median > 0.7 * deadline and outcomes["expired"] > 0:
+        found.add("acks come at the deadline")
+    consumers = await shows("Consumers by state")
+    if consumers.get("full", 0) > 0:
+        found.add("consumers are full")
+    messages = await shows("Messages not settled")
+    sent = (await shows("Flow", 1)).get("", 0.0)
+    if not any(consumers.values()) and messages.get("ready", 0) > 0 and sent == 0:
+        found.add("a backlog without consumers")
+    return frozenset(found)
+
+
+async def test_every_expression_has_data_and_each_bad_day_has_its_signs(tmp_path: Path) -> None:
+    async with days(tmp_path) as (prometheus, clients):
+        until = time.monotonic() + PATIENCE
+        lost = False
+        while True:
+            acked = await prometheus.ask('sum(ackstream_messages_acked_total{job=~"$job"})', "lost-consumer")
+            if not lost and acked.get("", 0) > 100:
+                await clients["lost-consumer"].kill()
+                lost = True
+            found = {day: await signs(prometheus, day) for day in DAYS}
+            empty = await without_data(prometheus)
+            missing = await not_moved(prometheus)
+            wrong = {day: found[day] for day, expected in DAYS.items() if found[day] != expected.signs}
+            if not wrong and not empty and not missing:
+                break
+            assert time.monotonic() < until, f"signs {wrong}; no data: {empty}; not moved: {missing}"
+            await asyncio.sleep(0.5)
+
+        rules = [rule for group in (await prometheus.get("rules"))["groups"] for rule in group["rules"]]
+        assert len(rules) >= 11
+        assert [rule for rule in rules if rule["health"] != "ok"] == []
+        names = set(await prometheus.get("label/__name__/values"))
+        asked = [query for panel in (DELIVERY | CLIENTS).values() for query in panel]
+        used = {name for query in asked + [rule["query"] for rule in rules] for name in METRIC.findall(query)}
+        assert len(used) > 30
+        assert used - names == set(), "only what is there is asked for"
+
+
+async def without_data(prometheus: Prometheus) -> list[str]:
+    """Returns the panels that show nothing on a good day."""
+    asked = [(title, query, "good") for title, queries in DELIVERY.items() for query in queries]
+    asked += [(title, query, "good-client") for title, queries in CLIENTS.items() for query in queries]
+    return [f"{title}: {query}" for title, query, job in asked if not await prometheus.ask(query, job)]
+
+
+async def not_moved(prometheus: Prometheus) -> list[str]:
+    """Returns what should have moved on a day of many faults, and has not."""
+    moving = {
+        "Flow": 5, "Retries by attempt": 1, "Retries by reason": 1, "Delivery outcomes": 1, "Late and ignored acks": 2,
+        "Drops and dead letters": 1, "Ack latency": 4, "Accept to settle": 3, "Messages not settled": 1, "CPU": 1,
+    }  # fmt: skip
+    still = []
+    for title, queries in moving.items():
+        shown = [await prometheus.ask(query, "good") for query in DELIVERY[title][:queries]]
+        still += [] if any(value > 0 for values in shown for value in values.values()) else [title]
+    return still
