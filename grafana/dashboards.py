@@ -111,6 +111,16 @@ def rate(metric: str, more: str = "", labels: str = WHICH) -> str:
     return f"rate({metric}{{{labels}{more and ', ' + more}}}[$__rate_interval])"
 
 
+def of_servers(expression: str) -> str:
+    """Returns an expression of processes without those that are no server: everything that is scraped may be chosen."""
+    return f"({expression}) and on (job, instance) ackstream_build_info{{{PROCESS}}}"
+
+
+def of_clients(expression: str) -> str:
+    """Returns an expression of processes without those that are no client."""
+    return f"({expression}) and on (job, instance) ackstream_client_connected{{{PROCESS}}}"
+
+
 def quantile(share: float, histogram: str, more: str = "", labels: str = WHICH) -> str:
     """Returns a quantile of a histogram."""
     return f"histogram_quantile({share}, sum by (le) ({rate(histogram + '_bucket', more, labels)}))"
@@ -196,7 +206,7 @@ IS_ANYTHING_LOST = Row(
         Panel(
             "Servers", "short",
             "Servers that answer scrapes. 0: down, or not found by Prometheus; what they held is gone with them.",
-            (Query(f"sum(up{{{PROCESS}}})"),),
+            (Query(f"sum({of_servers(f'up{{{PROCESS}}}')}) or vector(0)"),),
             "stat", 6, 4, steps=((None, RED), (1, GREEN)),
         ),
     ),
@@ -279,7 +289,7 @@ RETRY_BEHAVIOUR = Row(
             "twice, stale = of an earlier attempt, not_held = of another consumer. Many of them: consumers are slower than the deadline.",
             (
                 Query(f"sum({rate('ackstream_late_acks_total')})", "late"),
-                Query(f"sum by (verb, reason) ({rate('ackstream_acks_ignored_total')})", "{{verb}}: {{reason}}"),
+                Query(f"sum by (reason) ({rate('ackstream_acks_ignored_total')})", "ignored: {{reason}}"),
             ),
         ),
         Panel(
@@ -376,17 +386,17 @@ PROCESS_ROW = Row(
     (
         Panel(
             "CPU", "percentunit", "Cores in use. A stream is served by one core at a time.",
-            (Query(rate("process_cpu_seconds_total", labels=PROCESS), "{{instance}}"),), width=6,
+            (Query(of_servers(rate("process_cpu_seconds_total", labels=PROCESS)), "{{instance}}"),), width=6,
         ),
         Panel(
             "Memory", "bytes", "Resident memory. It follows the backlog: about 104 bytes and the payload for each message that is not settled.",
-            (Query(f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),), width=6,
+            (Query(of_servers(f"process_resident_memory_bytes{{{PROCESS}}}"), "{{instance}}"),), width=6,
         ),
         Panel(
             "File descriptors", "short", "Open, and the most there may be. Each connection needs one.",
             (
-                Query(f"process_open_fds{{{PROCESS}}}", "{{instance}} open"),
-                Query(f"process_max_fds{{{PROCESS}}}", "{{instance}} at most"),
+                Query(of_servers(f"process_open_fds{{{PROCESS}}}"), "{{instance}} open"),
+                Query(of_servers(f"process_max_fds{{{PROCESS}}}"), "{{instance}} at most"),
             ), width=6,
         ),
         Panel(
@@ -411,7 +421,7 @@ PROCESS_ROW = Row(
         ),
         Panel(
             "Up for", "s", "Since the last start; a small number that nobody expected is a crash. What an earlier life held is gone.",
-            (Query(f"time() - process_start_time_seconds{{{PROCESS}}}", "{{instance}}"),), "stat", 4, steps=((None, BLUE),),
+            (Query(of_servers(f"time() - process_start_time_seconds{{{PROCESS}}}"), "{{instance}}"),), "stat", 4, steps=((None, BLUE),),
         ),
         Panel(
             "Version", "short", "What each server was built from. Two at once: a rollout, or one that was forgotten.",
@@ -485,11 +495,11 @@ CLIENT_STREAMS = Row(
         ),
         Panel(
             "CPU", "percentunit", "Cores in use; Python uses one at most.",
-            (Query(rate("process_cpu_seconds_total", labels=PROCESS), "{{instance}}"),), width=6,
+            (Query(of_clients(rate("process_cpu_seconds_total", labels=PROCESS)), "{{instance}}"),), width=6,
         ),
         Panel(
             "Memory", "bytes", "Resident memory; it follows what the client holds.",
-            (Query(f"process_resident_memory_bytes{{{PROCESS}}}", "{{instance}}"),), width=6,
+            (Query(of_clients(f"process_resident_memory_bytes{{{PROCESS}}}"), "{{instance}}"),), width=6,
         ),
     ),
 )  # fmt: skip
@@ -543,11 +553,19 @@ TO_PAGES = [
     link("Alerts", "${prometheus_page}/alerts", "Every alert, with what to do"),
 ]
 
+
+def alerts(name: str, severity: str, colour: str, *, shown: bool) -> Json:
+    """Returns the annotation of alerts that fire, for those who look at the page and those who do not."""
+    return {
+        "name": name, "datasource": METRICS, "enable": shown, "iconColor": colour, "step": "5s",
+        "expr": f'ALERTS{{{ALERTS}, severity="{severity}"}}',
+        "titleFormat": "{{alertname}}", "textFormat": "{{topic}} {{subscription}}",
+    }  # fmt: skip
+
+
 ANNOTATIONS: list[Json] = [
-    {
-        "name": "Firing alerts", "datasource": METRICS, "enable": True, "iconColor": RED, "expr": f"ALERTS{{{ALERTS}}}",
-        "titleFormat": "{{alertname}}", "textFormat": "{{severity}} {{topic}} {{subscription}}", "step": "5s",
-    },
+    alerts("Pages", "page", RED, shown=True),
+    alerts("Tickets", "ticket", ORANGE, shown=False),  # the demo always has one
     {
         "name": "Server starts", "datasource": METRICS, "enable": True, "iconColor": BLUE,
         "expr": f"process_start_time_seconds{{{PROCESS}}} * 1000 * on (job, instance) group_left (version, revision) ackstream_build_info{{{PROCESS}}}",

@@ -116,7 +116,11 @@ def expressions(name: str) -> dict[str, list[str]]:
     asked: dict[str, list[str]] = {}
     for panel in dashboard["panels"]:
         asked[panel["title"]] = [target["expr"] for target in panel.get("targets", []) if "expr" in target]
-    return asked | {annotation["name"]: [annotation["expr"]] for annotation in dashboard["annotations"]["list"]}
+    return asked | {
+        annotation["name"]: [annotation["expr"]]
+        for annotation in dashboard["annotations"]["list"]
+        if "ALERTS" not in annotation["expr"]
+    }
 
 
 DELIVERY, CLIENTS = expressions("message-delivery.json"), expressions("client.json")
