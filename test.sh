@@ -2,6 +2,7 @@
 # Every check. Prints a line for each step, goes on after a failure, and ends with 0 only where nothing failed.
 #
 #   ./test.sh            all steps
+#   ./test.sh --compose  everything in docker-compose.yml instead: built, brought up, broken, drained
 #   ./test.sh --list     their names
 #   ./test.sh NAME...    these steps alone, for example: ./test.sh clippy pytest
 #
@@ -17,7 +18,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest buf shellcheck wheel run)
+steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf shellcheck compose wheel run)
 
 step_format() { cargo fmt --all --check; }
 
@@ -66,12 +67,42 @@ step_tools() {
 # What is committed is what the proto makes.
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
-step_ruff() { (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .); }
+step_ruff() {
+  local elsewhere="prometheus grafana checks/compose grafana/check" settings="--config python-client/pyproject.toml"
+  # shellcheck disable=SC2086 # several words each
+  (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
+    "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere
+}
 
-step_mypy() { (cd $python_sources && "$venv/bin/mypy"); }
+step_mypy() {
+  (cd $python_sources && "$venv/bin/mypy") &&
+    MYPYPATH=python-client "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
+    "$venv/bin/mypy" --strict grafana/check && "$venv/bin/mypy" --strict checks/compose
+}
 
 # The library, the demo client, and both against the real server.
 step_pytest() { (cd $python_sources && ACKSTREAM_BIN="$binary" "$venv/bin/python" -m pytest -q); }
+
+# Rules, alerts and dashboards: by promtool, and by a real Prometheus that scrapes real servers and clients on good and on bad days.
+step_dashboards() {
+  if command -v promtool >/dev/null; then
+    promtool check config --lint=all prometheus/prometheus.yml || return
+  else
+    echo "SKIPPED: there is no promtool"
+  fi
+  command -v prometheus >/dev/null || echo "SKIPPED: there is no prometheus"
+  ACKSTREAM_BIN="$binary" PYTHONPATH=python-client "$venv/bin/python" -m pytest -q -c python-client/pyproject.toml --rootdir . \
+    -p no:cacheprovider prometheus/tests grafana/tests
+}
+
+# The compose file, as Compose reads it. `./test.sh --compose` brings it up.
+step_compose() {
+  if docker compose version >/dev/null 2>&1; then
+    docker compose config --quiet && docker compose --env-file .env.example config --quiet && echo "docker-compose.yml is valid"
+  else
+    echo "SKIPPED: there is no docker compose"
+  fi
+}
 
 step_buf() { "$venv/bin/buf" lint; }
 
@@ -128,6 +159,9 @@ obstacle() {
 if [ "${1:-}" = --list ]; then
   printf '%s\n' "${steps[@]}"
   exit 0
+fi
+if [ "${1:-}" = --compose ]; then
+  exec "$(python)" checks/compose
 fi
 [ $# -eq 0 ] || steps=("$@")
 rm -rf "$logs" && mkdir -p "$logs"

@@ -166,7 +166,7 @@ IS_ANYTHING_LOST = Row(
             "Retry share", "percentunit",
             "Of all deliveries, the share that was not a message's first. The demo has about 20 %. Above 25 % for long, look at the retries by "
             "reason.",
-            (Query(f"sum({rate('ackstream_messages_retried_total')}) / sum({rate('ackstream_messages_sent_total')})"),),
+            (Query(f"sum({rate('ackstream_messages_retried_total')}) / (sum({rate('ackstream_messages_sent_total')}) > 0) or vector(0)"),),
             "stat", 4, 4, decimals=1, steps=((None, GREEN), (0.25, ORANGE), (0.5, RED)),
         ),
         Panel(
