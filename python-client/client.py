@@ -25,9 +25,10 @@ from opentelemetry.trace import TracerProvider
 
 import ackstream
 from ackstream._version import VERSION
+from client_environment import BadVariables, read_environment
 from client_options import BadOptions, Options, parse_options
 from client_output import GREEN, PREFIX, RED, YELLOW, Output, printable, shown
-from client_tracing import BadVariables, start_tracing, stop_tracing, unsupported_variables
+from client_tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
     from client_metrics import Metrics
@@ -52,14 +53,15 @@ def main() -> int:
     logging.getLogger("ackstream").addFilter(lambda record: not is_on_purpose(record))
     try:
         options = parse_options(sys.argv[1:], os.environ)
-        exporter = start_tracing(os.environ, VERSION)
+        environment = read_environment(os.environ)
+        exporter = start_tracing(environment.traces, VERSION) if environment.traces else None
     except (BadOptions, BadVariables) as error:
         for problem in error.problems:
             print(f"{PREFIX} {problem}", file=sys.stderr)
         return EXIT_USAGE
     output = Output(options.log_lines_per_second, options.log_summary_interval)
-    for name in unsupported_variables(os.environ):
-        output.say(f"{name} is set, and does nothing here", YELLOW)
+    if environment.ignored:
+        output.say(f"Set, but not supported by this client: {', '.join(environment.ignored)}", YELLOW)
     try:
         metrics = serve_metrics(options.metrics_listen, output) if options.metrics_listen else None
         provider = exporter.provider if exporter else None

@@ -2,23 +2,34 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
+import grpc
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
 from opentelemetry.util.types import Attributes
 
+from client_environment import TraceSettings
+from client_output import printable
 from client_tracing import OncePerKind
+
+MAX_REASON = 200
+"""Characters of a collector's text that are said."""
 
 
 class Exporter:
     """Takes spans by its `provider`, and sends them. A collector that is slow or gone costs spans, never messages."""
 
-    def __init__(self, *, version: str, instance_id: str) -> None:
+    def __init__(self, settings: TraceSettings, *, version: str, instance_id: str) -> None:
         logger = logging.getLogger("opentelemetry")
         logger.handlers = [OncePerKind()]
         logger.propagate = False
@@ -28,12 +39,10 @@ class Exporter:
             "service.version": version,
             "service.instance.id": instance_id,
         }
-        # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes first.
-        resource = Resource.create(ours).merge(OTELResourceDetector().detect())
+        resource = Resource.create({**ours, **settings.resource})  # what the environment says comes first
         self.provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self.provider.sampler = Keep(self.provider.sampler)
-        # The clients of this project use no proxy.
-        self._sent = Counting(OTLPSpanExporter(channel_options=(("grpc.enable_http_proxy", 0),)))  # type: ignore[arg-type] # gRPC takes numbers too
+        self._sent = Counting(settings)
         self._processor = CountingProcessor(self._sent)
         self.provider.add_span_processor(self._processor)
 
@@ -79,24 +88,52 @@ class Keep(Sampler):
         return f"Keep{{{self._base.get_description()}}}"
 
 
-class Counting(SpanExporter):
-    """Counts what the collector took."""
+class Counting(OTLPSpanExporter):
+    """Counts what the collector took: of an export, all but the spans that it rejected.
 
-    def __init__(self, exporter: SpanExporter) -> None:
+    That it rejected some is in its answer (OTLP specification, "partial success"), which the SDK throws away: so it is
+    heard where the SDK makes its stub.
+    """
+
+    def __init__(self, settings: TraceSettings) -> None:
         self.exported = 0
-        self._exporter = exporter
+        self._partial_success = ExportTracePartialSuccess()
+        secure = settings.endpoint.startswith("https:")
+        super().__init__(
+            endpoint=settings.endpoint,
+            insecure=not secure,
+            credentials=grpc.ssl_channel_credentials(*settings.certificates) if secure else None,
+            headers=settings.headers,
+            timeout=settings.timeout,
+            compression=grpc.Compression.Gzip if settings.compressed else grpc.Compression.NoCompression,
+            # The clients of this project use no proxy.
+            channel_options=(("grpc.enable_http_proxy", 0),),  # type: ignore[arg-type] # gRPC takes numbers too
+        )
+
+    def _initialize_channel_and_stub(self) -> None:
+        super()._initialize_channel_and_stub()  # type: ignore[no-untyped-call] # the SDK has it so
+        stub: Any = self._client
+        export = stub.Export
+
+        def hear(**call: object) -> ExportTraceServiceResponse:
+            response: ExportTraceServiceResponse = export(**call)
+            self._partial_success = response.partial_success
+            return response
+
+        stub.Export = hear
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+        self._partial_success = ExportTracePartialSuccess()
+        result = super().export(spans)
         if result is SpanExportResult.SUCCESS:
-            self.exported += len(spans)
+            rejected = min(max(self._partial_success.rejected_spans, 0), len(spans))
+            self.exported += len(spans) - rejected
+            if rejected:
+                why = printable(self._partial_success.error_message[:MAX_REASON])
+                logging.getLogger("opentelemetry.exporter.rejected").warning(
+                    "the collector rejected %d spans: %s", rejected, why
+                )
         return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
 
 
 class CountingProcessor(BatchSpanProcessor):

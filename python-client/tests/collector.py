@@ -10,6 +10,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as rpc
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
+Context = grpc.aio.ServicerContext[service.ExportTraceServiceRequest, service.ExportTraceServiceResponse]
 Value = str | int | float | bool | bytes
 
 
@@ -19,6 +20,11 @@ class Collector:
 
     target: str = ""
     received: list[ResourceSpans] = field(default_factory=list)
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
+    """Of each export."""
+    rejected: int = 0
+    """How many spans of each export it says to have rejected."""
+    why: str = ""
 
     @property
     def spans(self) -> list[Span]:
@@ -36,11 +42,16 @@ class _Service(rpc.TraceServiceServicer):
         self._collector = collector
 
     async def Export(  # noqa: N802 - the service has it so; the stub knows no asyncio
-        self, request: service.ExportTraceServiceRequest, context: object
+        self, request: service.ExportTraceServiceRequest, context: Context
     ) -> service.ExportTraceServiceResponse:
-        assert context
         self._collector.received += request.resource_spans
-        return service.ExportTraceServiceResponse()
+        self._collector.metadata.append(dict(context.invocation_metadata() or ()))
+        if not self._collector.rejected:
+            return service.ExportTraceServiceResponse()
+        partial_success = service.ExportTracePartialSuccess(
+            rejected_spans=self._collector.rejected, error_message=self._collector.why
+        )
+        return service.ExportTraceServiceResponse(partial_success=partial_success)
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ import client_health
 from ackstream._proto import ackstream_pb2 as pb
 from ackstream._version import VERSION
 from client_metrics import Metrics
-from client_tracing import BadVariables, OncePerKind, start_tracing, unsupported_variables
+from client_tracing import OncePerKind
 from tests.collector import Collector, attributes, collecting
 from tests.fake_server import FakeServer, delivery
 from tests.processes import CLIENT, Process, running
@@ -345,7 +345,7 @@ async def test_a_collector_that_is_down_is_said_once_and_costs_no_message_and_wh
     messages = [delivery(n, trace_context=SAMPLED) for n in range(1, 101)]
     async with consuming_from(*messages) as (server_target, done):
         async with client(
-            server_target, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{target}", OTEL_EXPORTER_OTLP_TIMEOUT="1", **small
+            server_target, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{target}", OTEL_EXPORTER_OTLP_TIMEOUT="1000", **small
         ) as process:
             await process.line("Sent ACK", count=100)
             done.set()
@@ -355,6 +355,24 @@ async def test_a_collector_that_is_down_is_said_once_and_costs_no_message_and_wh
     assert took < 5, "the flush is bounded"
     assert len([line for line in process.lines if "not exported:" in line]) == 1
     assert process.lines[-1] == "[PYTHON CLIENT] 200 span(s) were not exported"
+
+
+@pytest.mark.real_time
+async def test_what_a_collector_rejects_is_said_once_and_counted_as_lost() -> None:
+    two_by_two = {"OTEL_BSP_SCHEDULE_DELAY": "60000", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "2"}
+    async with collecting() as collector:
+        collector.rejected, collector.why = 1, "a name\nis too long"
+        endpoint = f"http://{collector.target}"
+        messages = [delivery(n, trace_context=SAMPLED) for n in (1, 2)]
+        async with consuming_from(*messages) as (target, done):
+            async with client(target, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, **two_by_two) as process:
+                await process.line("Sent ACK", count=2)
+                done.set()
+                assert await process.exit_code() == 0
+    said = [line for line in process.lines if "rejected" in line]
+    assert len(said) == 1
+    assert r"Spans are not exported: the collector rejected 1 spans: a name\nis too long. This is said once." in said[0]
+    assert process.lines[-1] == "[PYTHON CLIENT] 2 span(s) were not exported"
 
 
 @pytest.mark.real_time
@@ -370,66 +388,6 @@ async def test_a_collector_that_never_answers_does_not_hold_the_client_up() -> N
                 took = asyncio.get_running_loop().time() - began
     assert took < 5
     assert process.lines[-1] == "[PYTHON CLIENT] 2 span(s) were not exported"
-
-
-ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://localhost:4317"}
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://"},
-        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://localhost:x"},
-        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://localhost:4317"},
-        ENDPOINT | {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"},
-        ENDPOINT | {"OTEL_TRACES_EXPORTER": "zipkin"},
-        ENDPOINT | {"OTEL_TRACES_SAMPLER": "sometimes"},
-        ENDPOINT | {"OTEL_TRACES_SAMPLER_ARG": "2"},
-        ENDPOINT | {"OTEL_BSP_MAX_QUEUE_SIZE": "-1"},
-        ENDPOINT | {"OTEL_EXPORTER_OTLP_TIMEOUT": "ten"},
-    ],
-)
-def test_an_otel_variable_that_cannot_be_used_is_named(wrong: dict[str, str]) -> None:
-    with pytest.raises(BadVariables) as raised:
-        start_tracing(wrong, VERSION)
-    [problem] = raised.value.problems
-    assert problem.startswith(list(wrong)[-1])
-
-
-@pytest.mark.parametrize(
-    "off",
-    [
-        {},
-        {"OTEL_EXPORTER_OTLP_ENDPOINT": ""},
-        {"OTEL_SERVICE_NAME": "x"},
-        ENDPOINT | {"OTEL_SDK_DISABLED": "true"},
-        ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"},
-    ],
-)
-def test_without_an_endpoint_or_switched_off_nothing_is_traced(off: dict[str, str]) -> None:
-    assert start_tracing(off, VERSION) is None
-
-
-def test_what_is_set_and_not_supported_is_named() -> None:
-    environment = {
-        "OTEL_PROPAGATORS": "b3",
-        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://x",
-        "OTEL_EXPORTER_OTLP_HEADERS": "a=b",
-        "OTEL_EXPORTER_ZIPKIN_ENDPOINT": "",
-        "OTEL_METRICS_EXPORTER": "none",
-    }
-    assert unsupported_variables(environment) == ["OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_PROPAGATORS"]
-
-
-@pytest.mark.real_time
-async def test_a_wrong_variable_is_64_and_an_unsupported_one_is_said_once_at_the_start() -> None:
-    async with client("127.0.0.1:1", OTEL_EXPORTER_OTLP_ENDPOINT="nonsense") as process:
-        assert await process.exit_code() == 64
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT: 'nonsense' is no URL" in process.lines[0]
-    async with client("127.0.0.1:1", "--connect-timeout", "0s", OTEL_PROPAGATORS="b3") as process:
-        assert await process.exit_code() == 69
-    assert process.lines[0] == "[PYTHON CLIENT] OTEL_PROPAGATORS is set, and does nothing here"
 
 
 def test_the_version_is_that_of_the_package_and_of_the_server() -> None:
@@ -448,6 +406,8 @@ def test_an_outage_is_said_once_and_hides_nothing_else_nor_is_hidden_by_it(caplo
         ("opentelemetry.exporter.otlp.proto.grpc.exporter", "Transient error %s", "UNAVAILABLE"),
         ("opentelemetry.sdk._shared_internal", "Queue full, dropping %s.", "Span"),
         ("opentelemetry.sdk._shared_internal", "Queue full, dropping %s.", "Span"),
+        ("opentelemetry.exporter.rejected", "the collector rejected %s", "2 spans"),
+        ("opentelemetry.exporter.rejected", "the collector rejected %s", "3 spans"),
     ]
     for name, text, argument in records:
         handler.handle(logging.LogRecord(name, logging.WARNING, "", 0, text, (argument,), None))
@@ -455,6 +415,7 @@ def test_an_outage_is_said_once_and_hides_nothing_else_nor_is_hidden_by_it(caplo
         "OpenTelemetry says: Invalid key value resource attribute pair foo. This is said once.",
         "Spans are not exported: Failed to export traces. This is said once.",
         "OpenTelemetry says: Queue full, dropping Span.. This is said once.",
+        "Spans are not exported: the collector rejected 2 spans. This is said once.",
     ]
 
 

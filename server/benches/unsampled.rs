@@ -73,6 +73,7 @@ async fn main() {
     let settings = TraceSettings {
         endpoint: "http://127.0.0.1:9".to_owned(), // nothing is sampled, so nothing is sent
         timeout: Duration::from_secs(1),
+        compressed: false,
         sampler: Sampler::new(0.0, true),
         resource: std::collections::BTreeMap::new(),
     };

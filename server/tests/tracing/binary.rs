@@ -150,6 +150,31 @@ async fn variables_that_are_not_supported_are_named_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn exports_are_compressed_where_that_is_asked_for_and_what_cannot_be_read_asks_for_nothing() {
+    const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION";
+    const ALL: &str = "OTEL_EXPORTER_OTLP_COMPRESSION";
+    let cases: [(&[(&str, &str)], &str, usize); 6] = [
+        (&[], "", 0),
+        (&[(ALL, "GZIP")], "gzip", 0),
+        (&[(TRACES, "none"), (ALL, "gzip")], "", 0),
+        (&[(TRACES, "gzip"), (ALL, "none")], "gzip", 0),
+        (&[(TRACES, "zstd"), (ALL, "gzip")], "gzip", 1),
+        (&[(ALL, "snappy")], "", 1),
+    ];
+    for (variables, encoding, named) in cases {
+        let collector = Collector::start(Mood::Takes).await;
+        let endpoint = format!("http://{}", collector.address);
+        let environment = [&[(ENDPOINT, endpoint.as_str())], variables].concat();
+        let process = Process::start(&["1", "--ack-deadline", "1m"], &environment);
+        process.ack_all(false).await;
+        let (rest, code) = process.end();
+        assert_eq!(code, Some(0));
+        assert_eq!(collector.encodings(), [encoding], "{variables:?}");
+        assert_eq!(rest.matches("COMPRESSION").count(), named, "{rest}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn json_lines_about_a_message_name_its_trace_and_the_span_of_its_attempt() {
     let collector = Collector::start(Mood::Takes).await;
     let endpoint = format!("http://{}", collector.address);

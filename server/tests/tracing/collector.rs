@@ -18,6 +18,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Response, Status};
 
 /// What the collector does with an export.
@@ -42,6 +43,8 @@ struct Shared {
     mood: Mutex<Mood>,
     received: Mutex<Vec<ExportTraceServiceRequest>>,
     refused: Mutex<u32>,
+    /// How the exports that were taken were compressed, as their headers say.
+    encodings: Mutex<Vec<String>>,
 }
 
 struct Service(Arc<Shared>);
@@ -66,6 +69,8 @@ impl TraceService for Service {
                 Ok(Response::new(ExportTraceServiceResponse { partial_success }))
             }
             Mood::Takes | Mood::Refuses(..) => {
+                let encoding = request.metadata().get("grpc-encoding").map_or("", |value| value.to_str().unwrap());
+                self.0.encodings.lock().unwrap().push(encoding.to_owned());
                 self.0.received.lock().unwrap().push(request.into_inner());
                 Ok(Response::new(ExportTraceServiceResponse::default()))
             }
@@ -83,8 +88,14 @@ impl Collector {
     pub(crate) async fn start(mood: Mood) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { mood: Mutex::new(mood), received: Mutex::default(), refused: Mutex::default() });
-        let service = TraceServiceServer::new(Service(Arc::clone(&shared)));
+        let shared = Arc::new(Shared {
+            mood: Mutex::new(mood),
+            received: Mutex::default(),
+            refused: Mutex::default(),
+            encodings: Mutex::default(),
+        });
+        let service =
+            TraceServiceServer::new(Service(Arc::clone(&shared))).accept_compressed(CompressionEncoding::Gzip);
         let serving = tonic::transport::Server::builder()
             .add_service(service)
             .serve_with_incoming(TcpListenerStream::new(listener));
@@ -98,6 +109,11 @@ impl Collector {
 
     pub(crate) fn refused(&self) -> u32 {
         *self.shared.refused.lock().unwrap()
+    }
+
+    /// How each export was compressed; empty = not at all.
+    pub(crate) fn encodings(&self) -> Vec<String> {
+        self.shared.encodings.lock().unwrap().clone()
     }
 
     /// Every span that has come, in the order in which they came.
@@ -133,6 +149,7 @@ pub(crate) fn settings(collector: SocketAddr) -> TraceSettings {
     TraceSettings {
         endpoint: format!("http://{collector}"),
         timeout: Duration::from_secs(10),
+        compressed: false,
         sampler: Sampler::new(1.0, true),
         resource: BTreeMap::new(),
     }

@@ -54,11 +54,13 @@ fn an_endpoint_that_is_none_is_a_configuration_error() {
         assert_eq!(problem(value), expected);
     }
     assert!(problem("https://x:4317").ends_with("must begin with http://: traces are exported without TLS"));
-    for value in ["http://x:99999", "http://x:", "http://[::1]:-1"] {
+    for value in ["http://x:99999", "http://x:", "http://x:0", "http://[::1]:-1"] {
         assert!(problem(value).contains("must "), "{value}");
     }
-    let secret = problem("http://user:secret@x:4317");
-    assert!(secret.contains("must not have a user or a password") && !secret.contains("secret@"), "{secret}");
+    for value in ["http://user:secret@x:4317", "user:secret@x:4317", "http://us er:secret@x", "grpc://secret@x"] {
+        let secret = problem(value);
+        assert!(secret.contains("must not have a user or a password") && !secret.contains("secret@"), "{secret}");
+    }
 }
 
 #[test]
@@ -72,6 +74,7 @@ fn tracing_can_be_switched_off_whatever_else_is_set() {
 #[test]
 fn the_standard_samplers_are_kept() {
     let cases = [
+        ("ALWAYS_ON", "", 1.0, false),
         ("always_on", "", 1.0, false),
         ("always_off", "", 0.0, false),
         ("traceidratio", "0.25", 0.25, false),
@@ -96,35 +99,118 @@ fn the_resource_is_what_the_environment_says() {
     assert_eq!(ignored, [""; 0]);
 }
 
+/// What the environment is said to ask for in vain; the defaults stand in.
+fn named(variables: &[(&str, &str)]) -> Vec<String> {
+    let (settings, ignored) = traced(variables);
+    assert_eq!(settings, traced(&[]).0, "the defaults stand in for {variables:?}");
+    ignored
+}
+
 #[test]
-fn what_is_not_kept_is_named_once_in_order() {
-    let (settings, ignored) = traced(&[
-        ("OTEL_TRACES_SAMPLER", "xray"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b"),
-        ("OTEL_SDK_DISABLED", "maybe"),
-        ("OTEL_BSP_SCHEDULE_DELAY", "1"),
-        ("OTEL_PYTHON_LOG_LEVEL", "info"),
+fn what_is_kept_or_asks_for_what_is_anyway_so_is_not_named() {
+    for variable in [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "none"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Basic%20YTpi, x-scope = 1 ,"),
+        ("OTEL_EXPORTER_OTLP_INSECURE", "false"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "GRPC"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10000"),
+        ("OTEL_EXPORTER_OTLP_TRACES_INSECURE", "True"),
+        ("OTEL_LOGS_EXPORTER", "none"),
         ("OTEL_METRICS_EXPORTER", "none"),
-        ("OTEL_PROPAGATORS", "b3"),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b"),
-    ]);
-    let expected = [
-        "OTEL_BSP_SCHEDULE_DELAY",
-        "OTEL_EXPORTER_OTLP_COMPRESSION=\"gzip\"",
-        "OTEL_EXPORTER_OTLP_PROTOCOL=\"http/protobuf\"",
-        "OTEL_EXPORTER_OTLP_TIMEOUT=\"soon\"",
-        "OTEL_PROPAGATORS=\"b3\"",
-        "OTEL_RESOURCE_ATTRIBUTES=\"a=1,b\"",
-        "OTEL_SDK_DISABLED=\"maybe\"",
-        "OTEL_TRACES_SAMPLER=\"xray\"",
-    ];
-    assert_eq!(ignored, expected);
-    assert_eq!(settings.sampler, Sampler::new(1.0, true), "the default stands in");
-    for argument in ["2", "-1", "NaN", "half"] {
-        let variables = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", argument)];
-        assert_eq!(traced(&variables).1, [format!("OTEL_TRACES_SAMPLER_ARG={argument:?}")]);
+        ("OTEL_PROPAGATORS", "tracecontext"),
+        ("OTEL_PROPAGATORS", "tracecontext,baggage"),
+        ("OTEL_PYTHON_LOG_LEVEL", "info"),
+        ("OTEL_SDK_DISABLED", "false"),
+        ("OTEL_TRACES_EXPORTER", "otlp"),
+        ("OTEL_TRACES_SAMPLER", ""),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.5"),
+    ] {
+        assert_eq!(named(&[variable]), [""; 0]);
     }
+    assert!(traced(&[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")]).0.compressed);
+    assert_eq!(read(&[("OTEL_SDK_DISABLED", "true"), ("OTEL_PROPAGATORS", "b3")]).ignored, [""; 0]);
+}
+
+#[test]
+fn what_is_not_kept_is_named_with_its_value() {
+    for (name, value) in [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_INSECURE", "perhaps"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "-1"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1.5"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "snappy"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json"),
+        ("OTEL_LOGS_EXPORTER", "otlp"),
+        ("OTEL_METRICS_EXPORTER", "prometheus"),
+        ("OTEL_PROPAGATORS", "b3"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=1,b"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "a=%FF"),
+        ("OTEL_SDK_DISABLED", "maybe"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_TRACES_SAMPLER", "parentbased_xray"),
+        ("OTEL_TRACES_SAMPLER_ARG", "2"),
+        ("OTEL_TRACES_SAMPLER_ARG", "-1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "NaN"),
+        ("OTEL_TRACES_SAMPLER_ARG", "half"),
+    ] {
+        assert_eq!(named(&[(name, value)]), [format!("{name}={value:?}")]);
+    }
+}
+
+#[test]
+fn what_this_server_does_not_have_is_named_in_order() {
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/a"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "1"),
+        ("OTEL_ATTRIBUTE_COUNT_LIMIT", "1"),
+        ("OTEL_LOGS_EXPORTER", "otlp"),
+    ];
+    let expected = [
+        "OTEL_ATTRIBUTE_COUNT_LIMIT",
+        "OTEL_BSP_SCHEDULE_DELAY",
+        "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        "OTEL_LOGS_EXPORTER=\"otlp\"",
+    ];
+    assert_eq!(named(&variables), expected);
+}
+
+#[test]
+fn headers_that_are_none_are_named_and_not_shown() {
+    for value in ["secret", "a=1,secret", "=secret", "a=", "se cret=1", "a=%0Asecret", "a=s\u{e9}cret", "secret-bin=1"]
+    {
+        for name in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"] {
+            assert_eq!(named(&[(name, value)]), [format!("{name} (some of it is no header)")], "{value}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_for_traces_leaves_room_for_what_is_said_of_all() {
+    let (settings, ignored) = traced(&[
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "6"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "zstd"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+    ]);
+    assert_eq!((settings.timeout, settings.compressed), (Duration::from_millis(6), true));
+    assert_eq!(
+        ignored,
+        ["OTEL_EXPORTER_OTLP_TRACES_COMPRESSION=\"zstd\"", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT=\"soon\""]
+    );
+}
+
+#[test]
+fn no_export_may_take_longer_than_ten_minutes() {
+    let (settings, ignored) = traced(&[("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000")]);
+    assert_eq!((settings.timeout, ignored), (Duration::from_mins(10), vec![]));
+}
+
+#[test]
+fn an_endpoint_for_all_may_be_of_no_use_where_there_is_one_for_traces() {
+    let (settings, ignored) =
+        traced(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "https://x"), ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://y:1")]);
+    assert_eq!((settings.endpoint.as_str(), ignored), ("http://y:1/", vec![]));
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{RetryPolicy, WithExportConfig as _, WithTonicConfig as _};
+use opentelemetry_otlp::{Compression, RetryPolicy, WithExportConfig as _, WithTonicConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::subscriber::{NoSubscriber, with_default};
 use tracing::{info, warn};
 
 use super::outage::Outage;
@@ -63,9 +64,12 @@ impl Exporter {
             .with_tonic()
             .with_endpoint(&settings.endpoint)
             .with_timeout(settings.timeout)
-            .with_retry_policy(retries)
-            .build()
-            .expect("the endpoint was checked with the configuration");
+            .with_retry_policy(retries);
+        if settings.compressed {
+            spans = spans.with_compression(Compression::Gzip); // otherwise it finds the same in the same variables
+        }
+        let build = || spans.build().expect("the endpoint was checked with the configuration");
+        let mut spans = with_default(NoSubscriber::new(), build); // what it says of variables is said at start
         spans.set_resource(&resource(settings)?);
         let (send, queue) = mpsc::channel(QUEUE);
         let closing = CancellationToken::new();
