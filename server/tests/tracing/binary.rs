@@ -153,7 +153,8 @@ async fn variables_that_are_not_supported_are_named_once() {
 async fn exports_are_compressed_where_that_is_asked_for_and_what_cannot_be_read_asks_for_nothing() {
     const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION";
     const ALL: &str = "OTEL_EXPORTER_OTLP_COMPRESSION";
-    let cases: [(&[(&str, &str)], &str, usize); 6] = [
+    type Variables = &'static [(&'static str, &'static str)];
+    let cases: [(Variables, &str, usize); 6] = [
         (&[], "", 0),
         (&[(ALL, "GZIP")], "gzip", 0),
         (&[(TRACES, "none"), (ALL, "gzip")], "", 0),
