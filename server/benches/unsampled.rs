@@ -29,7 +29,7 @@ impl Bench {
         let limits = LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) };
         let watch = Watch::new(Lines::new(name(), name(), None, limits), None).with_traces(traces);
         let policy = Policy { ack_deadline: Duration::from_hours(1), ..Policy::default() };
-        let subscription = Subscription::new(name(), policy, watch, Clock::start());
+        let subscription = Subscription::new(name(), &policy, None, watch, Clock::start());
         let mut locked = subscription.lock();
         let (window, now) = (Window { max_messages: 1_000, max_bytes: u64::MAX }, locked.now);
         let consumer = locked.attach(Attachment { window, auto_ack: false }, now);

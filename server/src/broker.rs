@@ -1,16 +1,17 @@
 //! The topics of a server, and what it takes to publish to one.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ackstream_core::{MessageId, Refusal};
 
+use crate::dead_letters::ORIGIN_ATTRIBUTES;
 use crate::message::Message;
 use crate::subscription::{Locked, Subscription};
 
-/// The most attributes that a message may have.
+/// The most attributes that a publisher may give a message.
 pub const MAX_ATTRIBUTES: usize = 64;
 /// The longest name of an attribute, in bytes; the shortest has one.
 pub const MAX_ATTRIBUTE_NAME: usize = 256;
@@ -164,10 +165,10 @@ impl fmt::Display for UnknownName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Topic { name, known } => {
-                write!(f, "there is no topic {}; this server has {}", quoted(name), known.join(", "))
+                write!(f, "there is no topic {}; this server has {}", quoted(name), listed(known))
             }
             Self::Subscription { topic, name, known } => {
-                write!(f, "topic \"{topic}\" has no subscription {}; it has {}", quoted(name), known.join(", "))
+                write!(f, "topic \"{topic}\" has no subscription {}; it has {}", quoted(name), listed(known))
             }
         }
     }
@@ -184,10 +185,20 @@ fn quoted(name: &str) -> String {
     }
 }
 
+/// Names in a sentence: as many as fit one, as a status travels in a header of bounded size.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 16;
+    let mut text = names.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > MOST {
+        let _ = write!(text, " and {} more", names.len() - MOST);
+    }
+    text
+}
+
 impl Broker {
     /// A server with these topics.
-    pub fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
-        Self { topics: topics.into_iter().map(|topic| (topic.name.clone(), Arc::new(topic))).collect() }
+    pub fn new(topics: impl IntoIterator<Item = Arc<Topic>>) -> Self {
+        Self { topics: topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect() }
     }
 
     /// The topic of this name.
@@ -259,17 +270,33 @@ impl Topic {
         })
     }
 
+    /// Its subscriptions.
+    pub fn subscriptions(&self) -> &[Arc<Subscription>] {
+        &self.subscriptions
+    }
+
     /// Publishes to every subscription of this topic, or to none.
     ///
     /// # Errors
     ///
     /// Why the message was not accepted.
     pub fn publish(&self, message: Message) -> Result<MessageId, PublishError> {
-        self.try_publish(message).inspect_err(|error| self.rejections.count(error.reason()))
+        let accepted = self.check(&message).and_then(|()| self.store(message));
+        accepted.inspect_err(|error| self.rejections.count(error.reason()))
     }
 
-    fn try_publish(&self, message: Message) -> Result<MessageId, PublishError> {
-        let size = self.check(&message)?;
+    /// Publishes what another topic's subscription has given up. It is offered again where it is refused, so that it does not count
+    /// among the rejected; and it kept the rules of a publish before it got the attributes of a dead letter.
+    ///
+    /// # Errors
+    ///
+    /// Which subscription refused it.
+    pub fn publish_dead_letter(&self, message: Message) -> Result<MessageId, PublishError> {
+        self.store(message)
+    }
+
+    fn store(&self, message: Message) -> Result<MessageId, PublishError> {
+        let size = u32::try_from(message.size()).unwrap_or(u32::MAX); // what is larger fits no backlog
         let message = Arc::new(message);
         // The topic before its subscriptions, and those in their order: the one order in which these locks are taken.
         let mut ids = self.ids.lock().expect("a panic ends the process");
@@ -282,10 +309,16 @@ impl Topic {
         })
     }
 
-    /// The size of a message that keeps all rules.
-    fn check(&self, message: &Message) -> Result<u32, PublishError> {
-        if message.attributes.len() > MAX_ATTRIBUTES {
-            let count = message.attributes.len();
+    /// Whether a message keeps all rules.
+    fn check(&self, message: &Message) -> Result<(), PublishError> {
+        // A dead letter is published again with what the server has added to it.
+        let added: Vec<_> = ORIGIN_ATTRIBUTES
+            .iter()
+            .filter_map(|name| message.attributes.get_key_value(*name))
+            .map(|(name, value)| name.len() + value.len())
+            .collect();
+        let count = message.attributes.len() - added.len();
+        if count > MAX_ATTRIBUTES {
             return Err(PublishError::Invalid(format!(
                 "it has {count} attributes, at most {MAX_ATTRIBUTES} are allowed"
             )));
@@ -304,10 +337,11 @@ impl Topic {
                 )));
             }
         }
-        let size = message.size();
-        match u32::try_from(size) {
-            Ok(size) if u64::from(size) <= self.max_message_bytes => Ok(size),
-            _ => Err(PublishError::TooLarge { size, max: self.max_message_bytes }),
+        let size = message.size() - added.iter().sum::<usize>();
+        if size as u64 <= self.max_message_bytes {
+            Ok(())
+        } else {
+            Err(PublishError::TooLarge { size, max: self.max_message_bytes })
         }
     }
 }

@@ -3,20 +3,20 @@
 
 mod keys;
 mod layers;
+mod topics;
 mod values;
 
 use std::fmt;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use ackstream_core::{Backoff, Policy};
 use tracing_subscriber::filter::LevelFilter;
 
 pub use keys::{DEMO_COUNT, KEYS, Key, Of};
 pub use layers::{Flag, Layers};
 
 use crate::address::Listen;
-use crate::exchange::StreamLimits;
+use crate::exchange::{DEFAULT_NAME, StreamLimits};
 use crate::generator::Plan;
 use crate::logging::LogFormat;
 use crate::server::Settings;
@@ -52,6 +52,8 @@ pub struct Config {
 /// One value in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Effective {
+    /// The table that it stands in; empty at the top level.
+    pub table: String,
     /// The key.
     pub key: &'static str,
     /// Its value as it was written.
@@ -86,19 +88,7 @@ impl Config {
     /// Everything that is wrong.
     pub fn load(layers: &Layers) -> Result<Self, Vec<Problem>> {
         let mut values = Values::new(layers);
-        let policy = Policy {
-            ack_deadline: values.get("ack_deadline", values::duration),
-            max_retries: values.get("max_retries", values::number_or_unlimited),
-            backoff: Backoff {
-                minimum: values.get("min_backoff", values::duration),
-                maximum: values.get("max_backoff", values::duration),
-            },
-            max_backlog_messages: values.get("max_backlog_messages", values::number),
-            max_backlog_bytes: values.get("max_backlog_bytes", values::bytes),
-        };
-        for problem in policy.problems() {
-            values.must(problem.key, problem.must);
-        }
+        let policy = topics::default_policy(&mut values);
         let max_message_bytes: u64 = values.get("max_message_bytes", values::bytes);
         if !(1..=LARGEST_MESSAGE).contains(&max_message_bytes) {
             values.must("max_message_bytes", "between 1B and 16MiB");
@@ -106,6 +96,7 @@ impl Config {
         if policy.max_backlog_bytes > 0 && policy.max_backlog_bytes < max_message_bytes {
             values.must("max_backlog_bytes", "at least max_message_bytes, or the largest message never fits");
         }
+        let topics = topics::topics(&mut values, &policy, max_message_bytes);
         let limits = StreamLimits {
             max_streams: values.at_least_one("max_streams", values::number::<u32>) as usize,
             max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
@@ -126,6 +117,7 @@ impl Config {
         }
         let settings = Settings {
             policy,
+            topics,
             max_message_bytes,
             limits,
             log_lines: LineLimits { per_second: values.get("log_lines_per_second", values::number), summary_interval },
@@ -154,20 +146,32 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The same, where it suits what is to be run: the demo needs its topic.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not.
+    pub fn suits(self, demo: bool) -> Result<Self, Vec<Problem>> {
+        let topics = self.settings.topics();
+        if !demo || topics.iter().any(|topic| topic.name == DEFAULT_NAME) {
+            return Ok(self);
+        }
+        let must = "the demo publishes to this topic: add [topics.demo.subscriptions.demo], or run `ackstream serve`";
+        Err(vec![Problem { what: "topics.demo".to_owned(), source: String::new(), must: must.to_owned() }])
+    }
+}
+
 /// The configuration in force, as a file that would give it again, with the source of each value.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let table = |effective: &Effective| effective.key.split_once('.').map_or("", |(table, _)| table);
-        let mut effective: Vec<_> = self.effective.iter().collect();
-        effective.sort_by_key(|effective| table(effective)); // values without a table come first
         let mut current = "";
-        for one in effective {
-            if table(one) != current {
-                current = table(one);
+        for Effective { table, key, value, source } in &self.effective {
+            if table != current {
+                current = table;
                 writeln!(f, "\n[{current}]")?;
             }
-            let name = one.key.rsplit('.').next().expect("a key has a name");
-            writeln!(f, "{:<44}# {}", format!("{name} = {}", one.value), one.source)?;
+            writeln!(f, "{:<44}# {source}", format!("{key} = {value}"))?;
         }
         Ok(())
     }

@@ -45,7 +45,8 @@ async fn publish_and_wait(plan: Plan, topic: &Topic, progress: &Progress) -> Res
         ticks.tick().await;
         publish(number, topic, progress).await?;
     }
-    wait_until(progress, |progress| progress.settled() >= *numbers.end()).await;
+    let all = numbers.end().saturating_mul(topic.subscriptions().len() as u64); // each subscription has its own copy
+    wait_until(progress, |progress| progress.settled() >= all).await;
     Ok(())
 }
 

@@ -8,6 +8,7 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dead_letters;
 pub mod endpoint;
 pub mod exchange;
 pub mod generator;

@@ -1,5 +1,6 @@
 //! A server: its topics, their drivers, and the gRPC services on them. It knows no socket; connections are brought to it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tracing::info;
 
 use crate::broker::{Broker, Topic};
 use crate::clock::Clock;
+use crate::dead_letters::DeadLetters;
 use crate::endpoint::Endpoint;
 use crate::exchange::{DEFAULT_NAME, Ending, Exchange, StreamLimits};
 use crate::proto::message_stream_server::MessageStreamServer;
@@ -35,8 +37,11 @@ const NOTICE: Duration = Duration::from_millis(250);
 /// What a server is made of.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What its subscription does with its messages.
+    /// What the subscription `demo` does with its messages, where no topics are given.
     pub policy: Policy,
+    /// Its topics; none = `demo` with its subscription `demo`. The dead-letter topics of their subscriptions are among them, and lead
+    /// to one another without a circle.
+    pub topics: Vec<TopicSettings>,
     /// The largest message that it takes, in bytes of payload and attributes.
     pub max_message_bytes: u64,
     /// What its streams may ask for.
@@ -49,6 +54,41 @@ pub struct Settings {
     pub traces_per_second: u32,
     /// How many messages the demo's generator will send, where there is one with an end; the log says "1/5".
     pub demo_count: Option<u64>,
+}
+
+/// A topic of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Its name.
+    pub name: String,
+    /// Its subscriptions.
+    pub subscriptions: Vec<SubscriptionSettings>,
+}
+
+/// A subscription of a topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionSettings {
+    /// Its name, unique on a server.
+    pub name: String,
+    /// What it does with its messages.
+    pub policy: Policy,
+    /// Where what it gives up is published; `None` = it is discarded.
+    pub dead_letter_topic: Option<String>,
+}
+
+impl Settings {
+    /// The topics that a server has.
+    pub fn topics(&self) -> Vec<TopicSettings> {
+        if !self.topics.is_empty() {
+            return self.topics.clone();
+        }
+        let demo = SubscriptionSettings {
+            name: DEFAULT_NAME.to_owned(),
+            policy: self.policy.clone(),
+            dead_letter_topic: None,
+        };
+        vec![TopicSettings { name: DEFAULT_NAME.to_owned(), subscriptions: vec![demo] }]
+    }
 }
 
 /// A running server.
@@ -68,31 +108,26 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts a server with the topic `demo` and its subscription `demo`. Its health is `NOT_SERVING` until it is told that it
-    /// [serves](Self::serving).
+    /// Starts a server with its topics. Its health is `NOT_SERVING` until it is told that it [serves](Self::serving).
     ///
     /// # Errors
     ///
     /// Where the system has no random numbers.
+    ///
+    /// # Panics
+    ///
+    /// Where a dead-letter topic is missing, or leads back to where it came from: the configuration refuses that.
     pub async fn start(settings: &Settings) -> Result<Self, getrandom::Error> {
         let clock = Clock::start();
         let progress = Arc::new(Progress::default());
-        let name = || DEFAULT_NAME.to_owned();
-        let lines = Lines::new(name(), name(), settings.demo_count, settings.log_lines);
-        let epoch = getrandom::u64()?;
         let trace_counts = Arc::new(TraceCounts::default());
         let exporter = settings
             .traces
             .as_ref()
             .map(|traces| Exporter::start(traces, settings.traces_per_second, Arc::clone(&trace_counts)))
             .transpose()?;
-        let traces = exporter
-            .as_ref()
-            .map(|exporter| Traces::new(exporter.tracing().clone(), DEFAULT_NAME, epoch, DEFAULT_NAME));
-        let watch = Watch::new(lines, Some(Arc::clone(&progress))).with_traces(traces);
-        let subscription = Arc::new(Subscription::new(name(), settings.policy.clone(), watch, clock));
-        let topic = Topic::new(name(), epoch, settings.max_message_bytes, vec![subscription]);
-        let broker = Arc::new(Broker::new([topic]));
+        let foundation = Foundation { settings, clock, progress: &progress, exporter: exporter.as_ref() };
+        let broker = Arc::new(foundation.broker()?);
 
         let mut drivers = JoinSet::new();
         for (_, subscription) in broker.subscriptions() {
@@ -250,5 +285,65 @@ impl Server {
                 counts.rate_limited()
             );
         }
+    }
+}
+
+/// What topics are built on.
+struct Foundation<'a> {
+    settings: &'a Settings,
+    clock: Clock,
+    /// The progress of the demo's messages.
+    progress: &'a Arc<Progress>,
+    exporter: Option<&'a Exporter>,
+}
+
+impl Foundation<'_> {
+    /// All topics: each after those that its dead letters go to.
+    fn broker(&self) -> Result<Broker, getrandom::Error> {
+        let mut left = self.settings.topics();
+        let mut built: BTreeMap<String, Arc<Topic>> = BTreeMap::new();
+        while !left.is_empty() {
+            let waits = |topic: &TopicSettings| {
+                topic
+                    .subscriptions
+                    .iter()
+                    .filter_map(|one| one.dead_letter_topic.as_ref())
+                    .any(|to| !built.contains_key(to))
+            };
+            let (wait, ready): (Vec<_>, Vec<_>) = left.into_iter().partition(waits);
+            assert!(!ready.is_empty(), "dead-letter topics exist, and none leads back");
+            for topic in ready {
+                built.insert(topic.name.clone(), Arc::new(self.topic(&topic, &built)?));
+            }
+            left = wait;
+        }
+        Ok(Broker::new(built.into_values()))
+    }
+
+    fn topic(&self, topic: &TopicSettings, built: &BTreeMap<String, Arc<Topic>>) -> Result<Topic, getrandom::Error> {
+        let epoch = getrandom::u64()?;
+        let subscriptions =
+            topic.subscriptions.iter().map(|one| Arc::new(self.subscription(&topic.name, epoch, one, built)));
+        Ok(Topic::new(topic.name.clone(), epoch, self.settings.max_message_bytes, subscriptions.collect()))
+    }
+
+    fn subscription(
+        &self,
+        topic: &str,
+        epoch: u64,
+        subscription: &SubscriptionSettings,
+        built: &BTreeMap<String, Arc<Topic>>,
+    ) -> Subscription {
+        let SubscriptionSettings { name, policy, dead_letter_topic } = subscription;
+        let (owned, is_demo) = (|name: &str| name.to_owned(), topic == DEFAULT_NAME);
+        let count = self.settings.demo_count.filter(|_| is_demo);
+        let lines = Lines::new(owned(topic), owned(name), count, self.settings.log_lines)
+            .with_dead_letters(dead_letter_topic.clone());
+        let progress = is_demo.then(|| Arc::clone(self.progress));
+        let traces = self.exporter.map(|exporter| Traces::new(exporter.tracing().clone(), topic, epoch, name));
+        let watch = Watch::new(lines, progress).with_traces(traces);
+        let dead_letters =
+            dead_letter_topic.as_ref().map(|to| DeadLetters::new(Arc::clone(&built[to]), owned(topic), owned(name)));
+        Subscription::new(owned(name), policy, dead_letters, watch, self.clock)
     }
 }

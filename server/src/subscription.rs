@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
+use crate::dead_letters::DeadLetters;
 use crate::message::Message;
 use crate::telemetry::{Contexts, Watch};
 
@@ -20,6 +21,7 @@ pub struct Subscription {
     name: String,
     clock: Clock,
     contexts: Option<Contexts>,
+    dead_letters: Option<DeadLetters>,
     state: Mutex<State>,
     /// Rings when the driver must look again before the time for which it has set its alarm.
     earlier: Notify,
@@ -34,11 +36,13 @@ struct State {
 }
 
 impl Subscription {
-    /// An empty subscription. Its deadlines pass only while [`drive`](Self::drive) runs.
-    pub fn new(name: String, policy: Policy, watch: Watch, clock: Clock) -> Self {
+    /// An empty subscription; what it gives up is discarded unless `dead_letters` says where it goes. Its deadlines pass only while
+    /// [`drive`](Self::drive) runs.
+    pub fn new(name: String, policy: &Policy, dead_letters: Option<DeadLetters>, watch: Watch, clock: Clock) -> Self {
+        let policy = Policy { dead_letters: dead_letters.is_some(), ..policy.clone() };
         let contexts = watch.contexts();
         let state = State { core: Core::new(policy, watch), wakers: Vec::new(), alarm: None };
-        Self { name, clock, contexts, state: Mutex::new(state), earlier: Notify::new() }
+        Self { name, clock, contexts, dead_letters, state: Mutex::new(state), earlier: Notify::new() }
     }
 
     /// Its name, unique on a server.
@@ -64,6 +68,9 @@ impl Subscription {
                 let mut locked = self.lock();
                 let now = locked.now;
                 locked.advance(now);
+                if let Some(dead_letters) = &self.dead_letters {
+                    dead_letters.hand_over(&mut locked);
+                }
                 locked.observer_mut().lines_mut().advance(now);
                 let state = locked.state_mut();
                 state.alarm = state.next_due();

@@ -205,3 +205,215 @@ fn metrics_can_be_turned_off() {
     assert!(found[0].starts_with("metrics_listen = \"on\" (file test.toml): must be ADDRESS:PORT"), "{}", found[0]);
     assert!(found[0].ends_with(", or \"off\""), "{}", found[0]);
 }
+
+// ---- topics and subscriptions
+
+/// Orders with two subscriptions, one of which sends its dead letters to a topic of their own.
+const ORDERS: &str = r#"
+ack_deadline = "3s"
+[topics.orders.subscriptions.billing]
+ack_deadline = "30s"
+max_retries = "unlimited"
+dead_letter_topic = "dead"
+[topics.orders.subscriptions.audit]
+dead_letter_topic = "discard"
+[topics.dead.subscriptions.dead]
+dead_letter_topic = "discard"
+"#;
+
+/// The problems of ORDERS with `more` at its end.
+fn problems_of_orders(more: &str) -> Vec<String> {
+    problems(&format!("{ORDERS}{more}"), &[], &[])
+}
+
+#[test]
+fn without_any_topic_there_is_demo_with_its_subscription_demo() {
+    let topics = load("max_retries = 7", &[], &[]).unwrap().settings.topics();
+    assert_eq!(topics.len(), 1);
+    assert_eq!((topics[0].name.as_str(), topics[0].subscriptions[0].name.as_str()), ("demo", "demo"));
+    assert_eq!(topics[0].subscriptions[0].policy.max_retries, Some(7));
+}
+
+#[test]
+fn a_subscription_has_the_policy_of_the_top_level_but_for_what_its_table_says() {
+    let topics = load(ORDERS, &[], &[]).unwrap().settings.topics();
+    let names: Vec<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+    assert_eq!(names, ["dead", "orders"]);
+    let [audit, billing] = &topics[1].subscriptions[..] else { panic!("two subscriptions") };
+    assert_eq!((billing.policy.ack_deadline, billing.policy.max_retries), (Duration::from_secs(30), None));
+    assert_eq!((audit.policy.ack_deadline, audit.policy.max_retries), (Duration::from_secs(3), Some(3)));
+    assert_eq!((billing.dead_letter_topic.as_deref(), &audit.dead_letter_topic), (Some("dead"), &None));
+}
+
+#[test]
+fn the_environment_can_change_the_policy_of_a_subscription() {
+    let environment = [("ACKSTREAM_TOPICS__ORDERS__SUBSCRIPTIONS__BILLING__ACK_DEADLINE", "40s")];
+    let topics = load(ORDERS, &environment, &[]).unwrap().settings.topics();
+    assert_eq!(topics[1].subscriptions[1].policy.ack_deadline, Duration::from_secs(40));
+}
+
+#[test]
+fn a_subscription_must_say_what_becomes_of_what_it_gives_up() {
+    assert_eq!(
+        problems_of_orders("[topics.orders.subscriptions.third]\nmax_retries = 1"),
+        [
+            "topics.orders.subscriptions.third (file test.toml): must say what becomes of what it gives up: dead_letter_topic = \
+          \"NAME\", or \"discard\""
+        ]
+    );
+}
+
+#[test]
+fn a_dead_letter_topic_must_exist() {
+    assert_eq!(
+        problems_of_orders("[topics.orders.subscriptions.third]\ndead_letter_topic = \"daed\""),
+        [
+            "topics.orders.subscriptions.third.dead_letter_topic = \"daed\" (file test.toml): there is no such topic; the nearest is \
+          dead, and \"discard\" is for none"
+        ]
+    );
+}
+
+#[test]
+fn dead_letters_lead_in_no_circle() {
+    let text = r#"
+        [topics.a.subscriptions.a]
+        dead_letter_topic = "b"
+        [topics.b.subscriptions.b]
+        dead_letter_topic = "c"
+        [topics.c.subscriptions.c]
+        dead_letter_topic = "a"
+        [topics.into.subscriptions.into]
+        dead_letter_topic = "a"
+        [topics.own.subscriptions.own]
+        dead_letter_topic = "own"
+    "#;
+    let circle = |at: &str, to: &str, way: &str| {
+        format!(
+            "topics.{at}.subscriptions.{at}.dead_letter_topic = \"{to}\" (file test.toml): leads back to where it came from: {way}"
+        )
+    };
+    assert_eq!(
+        problems(text, &[], &[]),
+        [
+            circle("a", "b", "a -> b -> c -> a"),
+            circle("b", "c", "b -> c -> a -> b"),
+            circle("c", "a", "c -> a -> b -> c"),
+            circle("own", "own", "own -> own"),
+        ]
+    );
+}
+
+#[test]
+fn a_topic_has_a_subscription() {
+    assert_eq!(
+        problems_of_orders("[topics.empty]\n[topics.bare.subscriptions]"),
+        [
+            "topics.bare: has no subscription: add [topics.bare.subscriptions.NAME]",
+            "topics.empty: has no subscription: add [topics.empty.subscriptions.NAME]",
+        ]
+        .map(|problem| problem.replacen(':', " (file test.toml):", 1))
+    );
+}
+
+#[test]
+fn names_of_subscriptions_are_unique_on_a_server() {
+    assert_eq!(
+        problems_of_orders("[topics.third.subscriptions.audit]\ndead_letter_topic = \"discard\""),
+        [
+            "topics.third.subscriptions.audit: topic orders has a subscription of this name, and names are unique on a server"
+        ]
+    );
+}
+
+#[test]
+fn every_value_of_a_subscription_is_kept_within_its_bounds() {
+    let found = problems_of_orders(
+        "[topics.third.subscriptions.third]\nack_deadline = \"1ms\"\nmax_retries = 2000\nmin_backoff = \"5s\"\n\
+         max_backlog_messages = 0\nmax_backlog_bytes = \"1KiB\"\ndead_letter_topic = \"discard\"\nretries = 1",
+    );
+    let third = |rest: &str| format!("topics.third.subscriptions.third{rest}");
+    assert_eq!(
+        found,
+        [
+            third(".retries = 1 (file test.toml): there is no such key; the nearest is max_retries"),
+            third(".ack_deadline = \"1ms\" (file test.toml): must be between 10ms and 1h"),
+            third(".max_retries = 2000 (file test.toml): must be at most 1000, or \"unlimited\""),
+            third(".min_backoff = \"5s\" (file test.toml): must be at most max_backoff"),
+            third(".max_backlog_messages = 0 (file test.toml): must be at least 1"),
+            third(": max_backlog_bytes must be at least max_message_bytes, or the largest message never fits"),
+        ]
+    );
+}
+
+#[test]
+fn the_largest_dead_letter_fits_the_backlog_that_it_goes_to() {
+    assert_eq!(
+        problems_of_orders(
+            "[topics.dead.subscriptions.second]\nmax_backlog_bytes = \"1MiB\"\ndead_letter_topic = \"discard\""
+        ),
+        [
+            "topics.dead.subscriptions.second: max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead \
+          letter never fits"
+        ]
+    );
+}
+
+#[test]
+fn what_is_wrong_at_the_top_level_is_told_once() {
+    assert_eq!(
+        problems(&ORDERS.replace("3s", "3 parsecs"), &[], &[]),
+        [
+            "ack_deadline = \"3 parsecs\" (file test.toml): must be a length of time with its unit, such as \"2s\" or \"100ms\""
+        ]
+    );
+    assert_eq!(
+        problems(&ORDERS.replace("3s", "3h"), &[], &[]),
+        ["ack_deadline = \"3h\" (file test.toml): must be between 10ms and 1h"]
+    );
+}
+
+#[test]
+fn names_that_nobody_could_use_are_refused() {
+    let found = problems(
+        "[topics.\"a b\".subscriptions._x]\ndead_letter_topic = \"discard\"\n[topics.discard.subscriptions.d]\ndead_letter_topic = \
+         \"discard\"",
+        &[],
+        &[],
+    );
+    let must = "a name has 1 to 255 letters, digits, '-', '_' and '.', and begins with a letter or digit";
+    assert_eq!(
+        found,
+        [
+            format!("topics.\"a b\": {must}"),
+            format!("topics.\"a b\".subscriptions._x: {must}"),
+            "topics.discard: no topic has this name: as a dead_letter_topic it stands for none".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn tables_where_values_are_expected_and_the_other_way_round_are_named() {
+    let found = problems("[topics]\na = 1\n[topics.b]\nsubscriptions = 2\n[topics.c.subscriptions]\nd = 3", &[], &[]);
+    assert_eq!(
+        found,
+        [
+            "topics.a = 1 (file test.toml): must be a table: write [topics.T.subscriptions.S]",
+            "topics.b.subscriptions = 2 (file test.toml): there is no such key; the nearest is subscriptions",
+            "topics.b (file test.toml): has no subscription: add [topics.b.subscriptions.NAME]",
+            "topics.c.subscriptions.d = 3 (file test.toml): must be a table: write [topics.T.subscriptions.S]",
+            "topics.c (file test.toml): has no subscription: add [topics.c.subscriptions.NAME]",
+        ]
+    );
+    assert_eq!(problems("topics = 5", &[], &[]).len(), 1);
+}
+
+#[test]
+fn what_config_prints_of_topics_gives_the_same_again() {
+    let dotted = format!("{ORDERS}[topics.\"a.b\".subscriptions.\"c.d\"]\ndead_letter_topic = \"dead\"");
+    for text in ["", ORDERS, &dotted] {
+        let config = load(text, &[], &[]).unwrap();
+        let again = load(&config.to_string(), &[], &[]).unwrap();
+        assert_eq!(again.settings.topics(), config.settings.topics(), "{config}");
+    }
+}

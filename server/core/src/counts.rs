@@ -75,6 +75,8 @@ impl<M> Observer<M> for Counts {
             Event::Extended { .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
+            | Event::GivenUp { .. }
+            | Event::Offered { .. }
             | Event::Ignored { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }

@@ -155,7 +155,7 @@ pub enum Event<'a, M> {
         /// How long it is delayed.
         delay: Duration,
     },
-    /// A delay has passed; the message is ready.
+    /// A delay has passed: the message is ready; one that was given up is on offer to its dead-letter topic again.
     Due {
         /// When.
         at: Time,
@@ -170,6 +170,25 @@ pub enum Event<'a, M> {
         message: MessageView<'a, M>,
         /// Whether the ack came after its delivery had ended.
         late: bool,
+    },
+    /// A message gets no further delivery. It is delayed until its dead-letter topic has taken it, and then dropped.
+    GivenUp {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// Why.
+        reason: DropReason,
+    },
+    /// A message that was given up was offered to its dead-letter topic.
+    Offered {
+        /// When.
+        at: Time,
+        /// The message.
+        message: MessageView<'a, M>,
+        /// Whether it was taken; that the message is dropped follows as an event of its own. Otherwise it is offered again after one
+        /// ack deadline.
+        taken: bool,
     },
     /// A message is settled: dropped.
     Dropped {

@@ -9,10 +9,14 @@
 //!   publish ──▶ ready ────────▶ outstanding ────────────▶ settled: acked
 //!                 ▲  ▲               │  │                    ▲
 //!                 │  │ retry         │  │ nack with drop,    │ late ack, of a message that is
-//!                 │  ╰───────────────┤  │ or no retry left   │ ready or delayed again
-//!             due │        retry     │  ╰──────────▶ settled: dropped
-//!                 ╰──── delayed ◀────╯
+//!                 │  ╰───────────────┤  │ or no retry left   │ ready, delayed or given up
+//!             due │        retry     │  ├──────────▶ settled: dropped
+//!                 ╰──── delayed ◀────╯  │                    ▲
+//!                                       ╰─ given up ─────────╯ taken by the dead-letter topic,
+//!                                                              where the policy has one
 //! ```
+//!
+//! A message that is given up counts as delayed.
 //!
 //! The methods of [`Subscription`] are of four kinds:
 //!
@@ -20,6 +24,7 @@
 //!   [`detach`](Subscription::detach), [`ack`](Subscription::ack), [`nack`](Subscription::nack),
 //!   [`extend`](Subscription::extend), [`drain`](Subscription::drain);
 //! - **pulls** hand something over: [`next_delivery`](Subscription::next_delivery) when a consumer asks for one,
+//!   [`offer_dead_letter`](Subscription::offer_dead_letter) when the dead-letter topic may take one,
 //!   [`next_wake`](Subscription::next_wake) after every other call;
 //! - **time**: [`next_due`](Subscription::next_due) says when [`advance`](Subscription::advance) must be called;
 //! - **getters** change nothing that anyone could see.

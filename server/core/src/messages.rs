@@ -3,7 +3,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::consumers::ConsumerId;
-use crate::event::{MessageId, MessageView, Outcome};
+use crate::event::{DropReason, MessageId, MessageView, Outcome};
 use crate::history::History;
 use crate::slab::{Key, Slab};
 use crate::time::Time;
@@ -21,7 +21,7 @@ pub(crate) struct Slot<M> {
     pub(crate) failures: u32,
     /// When the last delivery was handed over.
     pub(crate) sent_at: Time,
-    /// Outstanding: the ack deadline. Delayed: when it becomes ready.
+    /// Outstanding: the ack deadline. Delayed: when it becomes ready. Given up: since when it is on offer, or when it will be.
     pub(crate) due: Time,
     /// Who got the last delivery.
     pub(crate) holder: ConsumerId,
@@ -41,6 +41,8 @@ pub(crate) enum State {
     Delayed,
     /// In the list of deadlines, or in the schedule where its deadline was moved.
     Outstanding { extended: bool },
+    /// In the list of messages on offer to the dead-letter topic or, once that has refused it, in the schedule.
+    GivenUp { reason: DropReason, refused: bool },
 }
 
 /// A slot's neighbours in one list.

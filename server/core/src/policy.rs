@@ -26,6 +26,8 @@ pub struct Policy {
     pub max_backlog_messages: u64,
     /// At most so many bytes of messages are not settled; 1 GiB by default.
     pub max_backlog_bytes: u64,
+    /// Whether a message that is given up is dropped only once a dead-letter topic has taken it; no by default: it is discarded.
+    pub dead_letters: bool,
 }
 
 /// The wait before delivery attempt n, for n from 2: `minimum` x 2^(n-2), at most `maximum`.
@@ -55,6 +57,7 @@ impl Default for Policy {
             backoff: Backoff::default(),
             max_backlog_messages: 1_000_000,
             max_backlog_bytes: 1 << 30,
+            dead_letters: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::consumers::{Attachment, ConsumerId, Consumers};
 use crate::counts::{Backlog, Counts};
-use crate::event::{DropReason, Event, Leave, MessageId, Observer, Outcome, Verb};
+use crate::event::{DropReason, Event, Leave, MessageId, MessageView, Observer, Outcome, Verb};
 use crate::messages::{BY_STATE, List, Messages, State};
 use crate::policy::{MAX_DELAY, MAX_DELIVERY, Policy};
 use crate::slab::Key;
@@ -38,7 +38,9 @@ pub struct Subscription<M, O> {
     later: List<BY_STATE>,
     /// Outstanding with the policy's deadline, in the order of hand-over. As all have the same length, that is the order of deadlines.
     deadlines: List<BY_STATE>,
-    /// Delayed messages and extended deliveries, by the instant at which they are due.
+    /// Given up, on offer to the dead-letter topic, in the order in which they came to be.
+    given_up: List<BY_STATE>,
+    /// Delayed messages, refused dead letters and extended deliveries, by the instant at which they are due.
     schedule: BTreeSet<(Time, MessageId, Key)>,
     /// How many of the schedule are extended deliveries.
     extended: u64,
@@ -119,6 +121,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             again: List::new(),
             later: List::new(),
             deadlines: List::new(),
+            given_up: List::new(),
             schedule: BTreeSet::new(),
             extended: 0,
             patience: Time::ZERO,
@@ -221,7 +224,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             Ok(key) => {
                 self.end_delivery(key, Outcome::Nacked, true, self.now);
                 if nack.drop {
-                    self.drop_message(key, DropReason::Rejected, self.now);
+                    self.give_up(key, DropReason::Rejected, self.now);
                 } else {
                     let delay = nack.delay.map_or_else(|| self.default_nack_delay(key), |delay| delay.min(MAX_DELAY));
                     self.retry(key, delay, self.now);
@@ -251,6 +254,21 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.finish();
     }
 
+    /// Offers the message that was given up first, and why, to the dead-letter topic; `take` says whether that took it. It is dropped
+    /// if so, and else offered again after one ack deadline. `None`: nothing is on offer. To be called while
+    /// [`next_due`](Self::next_due) answers with an instant that has passed.
+    pub fn offer_dead_letter(
+        &mut self,
+        now: Time,
+        take: impl FnOnce(&MessageView<'_, M>, DropReason) -> bool,
+    ) -> Option<bool> {
+        self.begin(now);
+        let key = self.given_up.front();
+        let taken = key.map(|key| self.try_dead_letter(key, take));
+        self.finish();
+        taken
+    }
+
     /// From here on nothing is accepted and nothing is delivered; what is outstanding may still be settled. What is left at the end is
     /// left, not dropped.
     pub fn drain(&mut self, now: Time) {
@@ -261,7 +279,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.finish();
     }
 
-    /// It is `now`: applies up to [`PASS`] effects that were due. To be called when [`next_due`](Self::next_due) says.
+    /// It is `now`: applies up to [`PASS`] effects that were due. To be called when [`next_due`](Self::next_due) says, and
+    /// [`offer_dead_letter`](Self::offer_dead_letter) after it.
     pub fn advance(&mut self, now: Time) {
         self.begin(now);
         self.offer_head();
@@ -276,7 +295,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     pub fn next_due(&self) -> Option<Time> {
         let effect = self.next_effect().map(|(due, _)| due);
         let patience = (self.deliverable() > 0 && self.consumers.others_could_come()).then_some(self.patience);
-        effect.into_iter().chain(patience).min()
+        let offer = self.given_up.front().map(|key| self.messages.slot(key).due);
+        [effect, patience, offer].into_iter().flatten().min()
     }
 
     /// A consumer that should ask for its next delivery. A hint, and no reservation: a message belongs to whoever asks first. To be
@@ -309,7 +329,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     pub fn backlog(&self) -> Backlog {
         Backlog {
             ready: self.first.len() + self.again.len() + self.later.len(),
-            delayed: self.schedule.len() as u64 - self.extended,
+            delayed: self.schedule.len() as u64 - self.extended + self.given_up.len(),
             outstanding: self.deadlines.len() + self.extended,
         }
     }

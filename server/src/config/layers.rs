@@ -81,7 +81,8 @@ impl Layers {
             Err(problem) => problems.push(problem),
         }
         for setting in settings {
-            match values::unknown(&setting.key, &setting.source) {
+            let is_of_a_topic = setting.key.starts_with("topics."); // looked at where topics are read
+            match values::unknown(&setting.key, &setting.source).filter(|_| !is_of_a_topic) {
                 Some(problem) => problems.push(problem),
                 None => figment = figment.merge(setting),
             }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use figment::Figment;
-use figment::value::Value;
+use figment::value::{Dict, Value};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::keys::KEYS;
 use super::layers::DEFAULT;
+use super::topics::{self, TOPICS};
 use super::{Effective, Layers, Problem};
 use crate::address::{Listen, NoAddress};
 use crate::logging::LogFormat;
@@ -31,14 +32,44 @@ impl<'a> Values<'a> {
         values
     }
 
-    /// The value of a key. One that cannot be read is a problem, and its default goes on in its place.
+    /// The value of a key. One that cannot be read is a problem, told once, and its default goes on in its place.
     pub(super) fn get<T>(&mut self, key: &'static str, read: fn(&str) -> Result<T, String>) -> T {
-        let read_text = text(&self.value(key)).and_then(|text| read(&text));
-        read_text.unwrap_or_else(|must| {
-            self.problem(key, must);
+        let value = self.value(key);
+        let read_value = if self.unreadable.contains(key) { None } else { self.read(key, &value, read) };
+        read_value.unwrap_or_else(|| {
             self.unreadable.insert(key);
-            read(default(key)).expect("every default can be read")
+            default(key, read)
         })
+    }
+
+    /// A value that stands at `path`. `None`: it cannot be read, which is a problem.
+    pub(super) fn read<T>(
+        &mut self,
+        path: &str,
+        value: &Value,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let read_value = text(value).and_then(|text| read(&text));
+        read_value.map_err(|must| self.wrong(path, value, &must)).ok()
+    }
+
+    /// The table at the top level that has this name; `None` where there is none.
+    pub(super) fn table(&self, name: &str) -> Option<Dict> {
+        self.figment.find_value(name).ok().and_then(Value::into_dict)
+    }
+
+    /// Something is wrong with the value at `path`.
+    pub(super) fn wrong(&mut self, path: &str, value: &Value, must: &str) {
+        let is_table = value.as_dict().is_some();
+        let what = if is_table { path.to_owned() } else { format!("{path} = {}", show(value)) };
+        // A table is of the file; its tag is that of no single value.
+        let source = self.source(&innermost(value));
+        self.problems.push(Problem { what, source, must: must.to_owned() });
+    }
+
+    /// Something is wrong with what stands at `path` as a whole.
+    pub(super) fn wrong_name(&mut self, path: &str, must: &str) {
+        self.problems.push(Problem { what: path.to_owned(), source: String::new(), must: must.to_owned() });
     }
 
     /// A number that must not be zero.
@@ -57,7 +88,8 @@ impl<'a> Values<'a> {
     /// The value of a key is out of its bounds.
     pub(super) fn must(&mut self, key: &'static str, must: &str) {
         if !self.unreadable.contains(key) {
-            self.problem(key, format!("must be {must}"));
+            let value = self.value(key);
+            self.wrong(key, &value, &format!("must be {must}"));
         }
     }
 
@@ -70,9 +102,13 @@ impl<'a> Values<'a> {
     pub(super) fn effective(&self) -> Vec<Effective> {
         let of = |key: &super::Key| {
             let value = self.value(key.name);
-            Effective { key: key.name, value: show(&value), source: self.source(&value) }
+            let (table, name) = key.name.rsplit_once('.').unwrap_or(("", key.name));
+            Effective { table: table.to_owned(), key: name, value: show(&value), source: self.source(&value) }
         };
-        KEYS.iter().map(of).collect()
+        let mut effective: Vec<_> = KEYS.iter().map(of).collect();
+        effective.sort_by(|one, other| one.table.cmp(&other.table)); // values without a table come first
+        effective.extend(topics::effective(self));
+        effective
     }
 
     /// # Errors
@@ -82,17 +118,13 @@ impl<'a> Values<'a> {
         if self.problems.is_empty() { Ok(()) } else { Err(self.problems) }
     }
 
-    fn problem(&mut self, key: &str, must: String) {
-        let value = self.value(key);
-        self.problems.push(Problem { what: format!("{key} = {}", show(&value)), source: self.source(&value), must });
-    }
-
     fn value(&self, key: &str) -> Value {
         // A table where a value is expected, or the other way round, hides the key.
-        self.figment.find_value(key).unwrap_or_else(|_| Value::from(default(key)))
+        self.figment.find_value(key).unwrap_or_else(|_| Value::from(default_text(key)))
     }
 
-    fn source(&self, value: &Value) -> String {
+    /// Where a value came from.
+    pub(super) fn source(&self, value: &Value) -> String {
         self.figment.get_metadata(value.tag()).map_or_else(|| DEFAULT.to_owned(), |metadata| metadata.name.to_string())
     }
 
@@ -100,6 +132,9 @@ impl<'a> Values<'a> {
         let all = self.figment.find_value("").ok().and_then(Value::into_dict).unwrap_or_default();
         let mut leaves = Vec::new();
         for (name, value) in all {
+            if name == TOPICS && matches!(value, Value::Dict(..)) {
+                continue; // looked at where topics are read
+            }
             collect_leaves(name, value, &mut leaves);
         }
         let problems = leaves.iter().filter_map(|(key, value)| unknown(key, &self.source(value)));
@@ -113,14 +148,27 @@ pub(super) fn unknown(key: &str, source: &str) -> Option<Problem> {
     if KEYS.iter().any(|known| known.name == key) {
         return None;
     }
-    let likeness = |known: &super::Key| strsim::jaro_winkler(known.name, key);
-    let nearest = KEYS.iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
-    let nearest = nearest.expect("there are keys").name;
+    let nearest = nearest(key, KEYS.iter().map(|known| known.name).chain([TOPICS]));
     Some(Problem {
         what: key.to_owned(),
         source: source.to_owned(),
         must: format!("there is no such key; the nearest is {nearest}"),
     })
+}
+
+/// Which of the names that there are is most like this one.
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> &'a str {
+    let likeness = |known: &str| strsim::jaro_winkler(known, name);
+    let nearest = known.into_iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+    nearest.expect("there is something to choose from")
+}
+
+/// A value within a table, which knows its source; the value itself where it is none.
+fn innermost(value: &Value) -> Value {
+    match value.as_dict().and_then(|dict| dict.values().next()) {
+        Some(inner) => innermost(inner),
+        None => value.clone(),
+    }
 }
 
 fn collect_leaves(name: String, value: Value, leaves: &mut Vec<(String, Value)>) {
@@ -135,7 +183,12 @@ fn collect_leaves(name: String, value: Value, leaves: &mut Vec<(String, Value)>)
     }
 }
 
-fn default(key: &str) -> &'static str {
+/// The default of a key.
+pub(super) fn default<T>(key: &str, read: fn(&str) -> Result<T, String>) -> T {
+    read(default_text(key)).expect("every default can be read")
+}
+
+fn default_text(key: &str) -> &'static str {
     KEYS.iter().find(|known| known.name == key).expect("a key of the table").default
 }
 
@@ -156,7 +209,7 @@ fn text(value: &Value) -> Result<String, String> {
 }
 
 /// A value as TOML shows it.
-fn show(value: &Value) -> String {
+pub(super) fn show(value: &Value) -> String {
     match (value, text(value)) {
         (Value::String(..) | Value::Char(..), Ok(text)) => {
             let plain = text.parse::<u64>().is_ok() || matches!(text.as_str(), "true" | "false");

@@ -179,7 +179,7 @@ mod tests {
     async fn nothing_attaches_for_a_client_that_is_gone() {
         let limits = LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) };
         let watch = Watch::new(Lines::new(String::new(), String::new(), None, limits), None);
-        let subscription = Arc::new(Subscription::new("demo".into(), Policy::default(), watch, Clock::start()));
+        let subscription = Arc::new(Subscription::new("demo".into(), &Policy::default(), None, watch, Clock::start()));
         let attachment = Attachment { window: Window { max_messages: 1, max_bytes: 1 }, auto_ack: false };
         let session = Session::new();
         session.gone();

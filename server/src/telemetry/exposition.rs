@@ -57,6 +57,7 @@ struct Series {
     acked: Counter,
     dropped: Vec<(DropReason, Counter)>,
     ended: [Counter; 4],
+    dead_letters: [(bool, Counter); 2],
     late_acks: Counter,
     ignored: Vec<(Verb, IgnoreReason, Counter)>,
     messages: [Gauge; 3],
@@ -220,9 +221,6 @@ impl Series {
 
         gauge(&names::ACK_DEADLINE, &[]).set(policy.ack_deadline);
         gauge(&names::MAX_RETRIES, &[]).set(policy.max_retries.map_or(f64::INFINITY, f64::from));
-        for outcome in ["published", "refused"] {
-            counter(&names::DEAD_LETTERS, &[("outcome", outcome)]).absolute(0);
-        }
         let mut retried = Vec::new();
         for (attempt, label) in (2..).zip(["2", "3", "4", "5", "6+"]) {
             for after in [Outcome::Expired, Outcome::Nacked, Outcome::Released] {
@@ -247,6 +245,8 @@ impl Series {
             acked: counter(&names::ACKED, &[]),
             dropped: dropped.map(|(reason, name)| (reason, counter(&names::DROPPED, &[("reason", name)]))).into(),
             ended: OUTCOMES.map(|outcome| counter(&names::ENDED, &[("outcome", outcome_name(outcome))])),
+            dead_letters: [(true, "published"), (false, "refused")]
+                .map(|(taken, outcome)| (taken, counter(&names::DEAD_LETTERS, &[("outcome", outcome)]))),
             late_acks: counter(&names::LATE_ACKS, &[]),
             ignored,
             messages: ["ready", "delayed", "outstanding"].map(|state| gauge(&names::MESSAGES, &[("state", state)])),
@@ -270,6 +270,9 @@ impl Series {
         }
         for (reason, counter) in &self.dropped {
             counter.absolute(tally.dropped(*reason));
+        }
+        for (taken, counter) in &self.dead_letters {
+            counter.absolute(tally.dead_letters(*taken));
         }
         self.late_acks.absolute(tally.late_acks());
         for (verb, reason, counter) in &self.ignored {

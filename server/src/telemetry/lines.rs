@@ -27,6 +27,8 @@ pub struct LineLimits {
 pub struct Lines {
     topic: String,
     subscription: String,
+    /// Where its dead letters go; `None` where they are discarded.
+    dead_letter_topic: Option<String>,
     /// How many messages the demo will send; `None` where it has no end, or there is none.
     of: Option<u64>,
     limits: LineLimits,
@@ -40,7 +42,23 @@ pub struct Lines {
 impl Lines {
     /// Lines of this subscription. A demo of `of` messages says "1/5" where others say "1".
     pub const fn new(topic: String, subscription: String, of: Option<u64>, limits: LineLimits) -> Self {
-        Self { topic, subscription, of, limits, second: 0, written: 0, left_out: 0, summary_due: None }
+        Self {
+            topic,
+            subscription,
+            dead_letter_topic: None,
+            of,
+            limits,
+            second: 0,
+            written: 0,
+            left_out: 0,
+            summary_due: None,
+        }
+    }
+
+    /// The same, of a subscription whose dead letters go to this topic.
+    #[must_use]
+    pub fn with_dead_letters(self, dead_letter_topic: Option<String>) -> Self {
+        Self { dead_letter_topic, ..self }
     }
 
     /// When [`advance`](Self::advance) has something to say.
@@ -95,8 +113,16 @@ impl Lines {
                     DropReason::MaxRetries => "no retry is left",
                     DropReason::Rejected => "its consumer rejected it",
                 };
+                let letter =
+                    self.dead_letter_topic.as_ref().map_or_else(String::new, |to| format!("; topic {to} has it"));
                 self.line(*at, message, contexts, |id| {
-                    format!("Dropped message {id} after {attempts} attempt{plural}: {why}")
+                    format!("Dropped message {id} after {attempts} attempt{plural}: {why}{letter}")
+                });
+            }
+            Event::Offered { at, message, taken: false } => {
+                let to = self.dead_letter_topic.clone().unwrap_or_default();
+                self.line(*at, message, contexts, |id| {
+                    format!("Message {id} has no place in dead-letter topic {to}: it waits and is offered again")
                 });
             }
             Event::Published { .. }
@@ -104,6 +130,8 @@ impl Lines {
             | Event::Ended { outcome: Outcome::Acked | Outcome::Expired | Outcome::Released, .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
+            | Event::GivenUp { .. }
+            | Event::Offered { taken: true, .. }
             | Event::Ignored { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }

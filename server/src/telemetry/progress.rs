@@ -48,6 +48,8 @@ impl Progress {
             | Event::Ended { .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
+            | Event::GivenUp { .. }
+            | Event::Offered { .. }
             | Event::Ignored { .. }
             | Event::Draining { .. } => return,
         }

@@ -23,6 +23,7 @@ pub struct Tally {
     retried: [[u64; 4]; RETRY_ATTEMPTS],
     late_acks: u64,
     dropped: [u64; 2],
+    dead_letters: [u64; 2],
     ignored: [[u64; 4]; 3],
     ack_latency: Histogram<{ ACK_EDGES.len() }>,
     settle_latency: [Histogram<{ SETTLE_EDGES.len() }>; 2],
@@ -35,6 +36,7 @@ impl Default for Tally {
             retried: [[0; 4]; RETRY_ATTEMPTS],
             late_acks: 0,
             dropped: [0; 2],
+            dead_letters: [0; 2],
             ignored: [[0; 4]; 3],
             ack_latency: Histogram::new(&ACK_EDGES),
             settle_latency: [const { Histogram::new(&SETTLE_EDGES) }; 2],
@@ -62,6 +64,11 @@ impl Tally {
     /// Messages given up, for this reason.
     pub const fn dropped(&self, reason: DropReason) -> u64 {
         self.dropped[reason as usize]
+    }
+
+    /// Messages that were offered to the dead-letter topic, and taken by it or not.
+    pub const fn dead_letters(&self, taken: bool) -> u64 {
+        self.dead_letters[taken as usize]
     }
 
     /// Acks, nacks or extends that changed nothing, for this reason.
@@ -112,6 +119,7 @@ impl<M> Observer<M> for Tally {
                 self.dropped[*reason as usize] += 1;
                 self.settle(Settled::Dropped, at.since(message.accepted_at), message.attempts);
             }
+            Event::Offered { taken, .. } => self.dead_letters[usize::from(*taken)] += 1,
             Event::Ignored { verb, reason, .. } => self.ignored[*verb as usize][*reason as usize] += 1,
             Event::Published { .. }
             | Event::Sent { after: None, .. }
@@ -119,6 +127,7 @@ impl<M> Observer<M> for Tally {
             | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
+            | Event::GivenUp { .. }
             | Event::Attached { .. }
             | Event::Detached { .. }
             | Event::Draining { .. } => {}

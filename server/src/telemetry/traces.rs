@@ -110,6 +110,8 @@ impl Traces {
             | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
+            | Event::GivenUp { .. }
+            | Event::Offered { .. }
             | Event::Ignored { .. }
             | Event::Attached { .. }
             | Event::Draining { .. } => {}

@@ -97,7 +97,10 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
             };
             vec![("ackstream_acks_ignored_total", labels, 1.0)]
         }
+        Event::Offered { taken: true, .. } => vec![("ackstream_dead_letters_total", "outcome=\"published\"", 1.0)],
+        Event::Offered { taken: false, .. } => vec![("ackstream_dead_letters_total", "outcome=\"refused\"", 1.0)],
         Event::Extended { .. }
+        | Event::GivenUp { .. }
         | Event::Requeued { .. }
         | Event::Due { .. }
         | Event::Attached { .. }
@@ -128,6 +131,9 @@ fn all_events(body: &Arc<Message>, consumer: ConsumerId) -> Vec<Told<'_>> {
         Event::Extended { at: at(1), message: view(1), deadline: at(9) },
         Event::Requeued { at: at(1), message: view(1), delay: Duration::from_secs(1) },
         Event::Due { at: at(1), message: view(1) },
+        Event::GivenUp { at: at(2), message: view(2), reason: DropReason::MaxRetries },
+        Event::Offered { at: at(3), message: view(2), taken: true },
+        Event::Offered { at: at(3), message: view(2), taken: false },
         Event::Acked { at: at(3), message: view(2), late: false },
         Event::Acked { at: at(3), message: view(2), late: true },
         Event::Dropped { at: at(3), message: view(2), reason: DropReason::MaxRetries },

@@ -11,3 +11,4 @@ mod publishing;
 mod receiving;
 mod resets;
 mod support;
+mod topics;

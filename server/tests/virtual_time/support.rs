@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_hours(48);
 pub(crate) fn settings() -> Settings {
     Settings {
         policy: Policy::default(),
+        topics: Vec::new(),
         max_message_bytes: 1 << 20,
         limits: StreamLimits { max_streams: 100, max_outstanding_messages: 1_000_000, max_outstanding_bytes: 1 << 30 },
         log_lines: LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) },

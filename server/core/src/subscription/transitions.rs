@@ -25,6 +25,11 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
                     self.make_ready(key, false);
                     self.tell_at(key, due, |at, message| Event::Due { at, message });
                 }
+                State::GivenUp { reason, .. } => {
+                    self.schedule.remove(&(due, self.messages.slot(key).id, key));
+                    self.put_on_offer(key, reason);
+                    self.tell_at(key, due, |at, message| Event::Due { at, message });
+                }
                 State::Ready { .. } => unreachable!("a ready message waits for no instant"),
             }
         }
@@ -157,11 +162,13 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
                 self.take_from_queue(key);
                 self.settle_acked(key, true);
             }
-            State::Ready { .. } | State::Delayed if delivered => {
+            State::Ready { .. } | State::Delayed | State::GivenUp { .. } if delivered => {
                 self.take_from_queue(key);
                 self.settle_acked(key, true);
             }
-            State::Outstanding { .. } | State::Ready { .. } | State::Delayed => return Err(IgnoreReason::Unknown),
+            State::Outstanding { .. } | State::Ready { .. } | State::Delayed | State::GivenUp { .. } => {
+                return Err(IgnoreReason::Unknown);
+            }
         }
         Ok(())
     }
@@ -177,7 +184,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         let slot = self.messages.slot(key);
         match slot.state {
             _ if slot.attempts == 0 => Err(IgnoreReason::Unknown),
-            State::Ready { .. } | State::Delayed => Err(IgnoreReason::NotHeld),
+            State::Ready { .. } | State::Delayed | State::GivenUp { .. } => Err(IgnoreReason::NotHeld),
             State::Outstanding { .. } if self.is_overdue(key) => Err(IgnoreReason::NotHeld),
             State::Outstanding { .. } if attempt.is_some_and(|attempt| attempt != slot.attempts) => {
                 Err(IgnoreReason::Stale)
@@ -192,7 +199,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     fn find(&mut self, id: MessageId) -> Result<Key, IgnoreReason> {
         let gone = if self.messages.was_accepted(id) { IgnoreReason::Settled } else { IgnoreReason::Unknown };
         let key = self.messages.find(id).ok_or(gone)?;
-        if self.is_overdue(key) && !self.has_retries_left(key) {
+        if self.is_overdue(key) && !self.has_retries_left(key) && !self.policy.dead_letters {
             self.expire(key);
             return Err(gone);
         }
@@ -218,14 +225,14 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         }
     }
 
-    /// A delivery ended in a way that costs a retry: the message is delivered again, or dropped where no retry is left.
+    /// A delivery ended in a way that costs a retry: the message is delivered again, or given up where no retry is left.
     pub(super) fn retry(&mut self, key: Key, delay: Duration, at: Time) {
         if self.has_retries_left(key) {
             let slot = self.messages.slot_mut(key);
             slot.failures = slot.failures.saturating_add(1);
             self.requeue(key, delay, at);
         } else {
-            self.drop_message(key, DropReason::MaxRetries, at);
+            self.give_up(key, DropReason::MaxRetries, at);
         }
     }
 
@@ -256,7 +263,47 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.messages.remove(key);
     }
 
-    pub(super) fn drop_message(&mut self, key: Key, reason: DropReason, at: Time) {
+    /// The message gets no further delivery: it is dropped, where it must be by way of the dead-letter topic.
+    pub(super) fn give_up(&mut self, key: Key, reason: DropReason, at: Time) {
+        if self.policy.dead_letters {
+            self.messages.slot_mut(key).due = at;
+            self.put_on_offer(key, reason);
+            self.tell_at(key, at, |at, message| Event::GivenUp { at, message, reason });
+        } else {
+            self.drop_message(key, reason, at);
+        }
+    }
+
+    fn put_on_offer(&mut self, key: Key, reason: DropReason) {
+        self.messages.slot_mut(key).state = State::GivenUp { reason, refused: false };
+        self.given_up.push_back(&mut self.messages, key);
+    }
+
+    /// Offers a message that is on offer.
+    pub(super) fn try_dead_letter(
+        &mut self,
+        key: Key,
+        take: impl FnOnce(&MessageView<'_, M>, DropReason) -> bool,
+    ) -> bool {
+        let State::GivenUp { reason, .. } = self.messages.slot(key).state else {
+            unreachable!("only what was given up is on offer")
+        };
+        let taken = take(&self.messages.view(key, self.policy.max_retries), reason);
+        self.given_up.remove(&mut self.messages, key);
+        self.tell(key, |at, message| Event::Offered { at, message, taken });
+        if taken {
+            self.drop_message(key, reason, self.now);
+        } else {
+            let due = self.now.plus(self.policy.ack_deadline);
+            let slot = self.messages.slot_mut(key);
+            slot.state = State::GivenUp { reason, refused: true };
+            slot.due = due;
+            self.schedule.insert((due, slot.id, key));
+        }
+        taken
+    }
+
+    fn drop_message(&mut self, key: Key, reason: DropReason, at: Time) {
         self.tell_at(key, at, |at, message| Event::Dropped { at, message, reason });
         self.messages.remove(key);
     }
@@ -307,14 +354,15 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         list.remove(&mut self.messages, key);
     }
 
-    /// Takes a ready or delayed message out of where it waits.
+    /// Takes a message that is not outstanding out of where it waits.
     fn take_from_queue(&mut self, key: Key) {
         let slot = self.messages.slot(key);
         match slot.state {
             State::Ready { .. } => self.take_from_ready(key),
-            State::Delayed => {
+            State::Delayed | State::GivenUp { refused: true, .. } => {
                 self.schedule.remove(&(slot.due, slot.id, key));
             }
+            State::GivenUp { refused: false, .. } => self.given_up.remove(&mut self.messages, key),
             State::Outstanding { .. } => unreachable!("an outstanding message is in no queue"),
         }
     }

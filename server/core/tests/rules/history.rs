@@ -24,6 +24,8 @@ impl Observer<u64> for Histories {
             Event::Ended { message, .. } => ("ended", message),
             Event::Requeued { message, .. } => ("requeued", message),
             Event::Due { message, .. } => ("due", message),
+            Event::GivenUp { message, .. } => ("given up", message),
+            Event::Offered { message, .. } => ("offered", message),
             Event::Acked { message, .. } => ("acked", message),
             Event::Dropped { message, .. } => ("dropped", message),
             Event::Ignored { .. } | Event::Attached { .. } | Event::Detached { .. } | Event::Draining { .. } => return,

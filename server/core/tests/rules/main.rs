@@ -1,6 +1,7 @@
 //! The rules of delivery: each is one test, whose name is the rule as a sentence. Times are milliseconds after the start.
 
 mod acks;
+mod dead_letters;
 mod deadlines;
 mod endings;
 mod fan_out;

@@ -35,6 +35,10 @@ impl Observer<u64> for Story {
                 format!("{} requeued {} for {}", after(*at), message.id.0, delay.as_millis())
             }
             Event::Due { at, message } => format!("{} due {}", after(*at), message.id.0),
+            Event::GivenUp { at, message, reason } => format!("{} given up {} {reason:?}", after(*at), message.id.0),
+            Event::Offered { at, message, taken } => {
+                format!("{} offered {} {}", after(*at), message.id.0, if *taken { "taken" } else { "refused" })
+            }
             Event::Acked { at, message, late } => {
                 format!("{} acked {}{}", after(*at), message.id.0, if *late { " late" } else { "" })
             }
@@ -129,6 +133,11 @@ impl Workbench {
 
     pub(crate) fn advance(&mut self, at: u64) {
         self.subscription.advance(Self::time(at));
+    }
+
+    /// Offers one message that was given up to a dead-letter topic that takes it or not.
+    pub(crate) fn offer(&mut self, at: u64, takes: bool) -> Option<bool> {
+        self.subscription.offer_dead_letter(Self::time(at), |_, _| takes)
     }
 
     /// The events since the last look.

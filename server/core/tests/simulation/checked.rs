@@ -19,11 +19,28 @@ pub(crate) enum Input {
     Attach(Attachment),
     Detach(ConsumerId, Leave),
     Ask(ConsumerId),
-    Ack { id: u64, attempt: Option<u32> },
-    Nack { consumer: ConsumerId, id: u64, attempt: Option<u32>, nack: Nack },
-    Extend { consumer: ConsumerId, id: u64, attempt: Option<u32>, length: Duration },
+    Ack {
+        id: u64,
+        attempt: Option<u32>,
+    },
+    Nack {
+        consumer: ConsumerId,
+        id: u64,
+        attempt: Option<u32>,
+        nack: Nack,
+    },
+    Extend {
+        consumer: ConsumerId,
+        id: u64,
+        attempt: Option<u32>,
+        length: Duration,
+    },
     Drain,
     Advance,
+    /// The dead-letter topic is offered a message, and takes it or not.
+    Offer {
+        takes: bool,
+    },
 }
 
 /// What an input answered.
@@ -108,8 +125,12 @@ impl Checked {
             }
             Input::Ask(consumer) => Answer::Asked(self.ask(consumer, at)),
             Input::Ack { id, attempt } => {
+                let was_given_up = self.model.ledger.is_given_up(id);
                 self.core.ack(MessageId(id), attempt, at);
                 self.model.ack(id, attempt);
+                if was_given_up && !self.model.ledger.is_given_up(id) {
+                    self.statistics.count("late acks of what was given up");
+                }
                 Answer::Nothing
             }
             Input::Nack { consumer, id, attempt, nack } => {
@@ -131,6 +152,16 @@ impl Checked {
             }
             Input::Advance => {
                 self.core.advance(at);
+                Answer::Nothing
+            }
+            Input::Offer { takes } => {
+                let mut offered = None;
+                let taken = self.core.offer_dead_letter(at, |message, _| {
+                    offered = Some(message.id.0);
+                    takes
+                });
+                assert_eq!(offered, self.model.offer_dead_letter(takes), "the dead letter on offer (core | model)");
+                assert_eq!(taken, offered.map(|_| takes), "what became of the dead letter");
                 Answer::Nothing
             }
         };
@@ -170,6 +201,11 @@ impl Checked {
 
     pub(crate) fn next_due(&self) -> Option<Nanos> {
         self.core.next_due().map(Time::as_nanos)
+    }
+
+    /// Whether a message is on offer to the dead-letter topic.
+    pub(crate) const fn has_dead_letter(&self) -> bool {
+        !self.model.ledger.on_offer_as_dead.is_empty()
     }
 
     /// Who was woken by the last call.
@@ -311,7 +347,8 @@ impl Checked {
                 "next_due is {due:?}, but somebody else must be woken at {at_the_latest}"
             );
         }
-        let effect = self.model.next_effect();
+        let dead = self.model.ledger.on_offer_as_dead.first().map(|(_, since)| since.as_nanos());
+        let effect = self.model.next_effect().into_iter().chain(dead).min();
         let counts_on_somebody = self.model.on_offer().is_some() && self.awake() > 0 && self.waiting().next().is_some();
         let patience = counts_on_somebody.then(|| self.moved_at + nanos(WAKE_PATIENCE));
         assert!(
@@ -334,7 +371,8 @@ impl Checked {
         let now = self.model.now();
         let patience = nanos(WAKE_PATIENCE);
         let due = self.next_due();
-        assert!(self.model.is_behind() || due.is_none_or(|due| due > now), "next_due is {due:?} after advance({now})");
+        let asks_again = self.model.is_behind() || self.has_dead_letter();
+        assert!(asks_again || due.is_none_or(|due| due > now), "next_due is {due:?} after advance({now})");
         if events == 0 && !self.woken.is_empty() {
             assert!(now >= moved_before + patience, "{:?} are woken without patience", self.woken);
         }

@@ -58,8 +58,15 @@ struct Message {
 #[derive(Clone, Copy)]
 enum State {
     Ready,
-    Delayed { until: Nanos },
+    Delayed {
+        until: Nanos,
+    },
     Outstanding(Outstanding),
+    /// On offer to the dead-letter topic or, with an instant, until then not.
+    GivenUp {
+        reason: DropReason,
+        refused_until: Option<Nanos>,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -129,6 +136,10 @@ impl Model {
                 State::Outstanding(delivery) => self.expire(id, delivery),
                 State::Delayed { .. } => {
                     self.put(id, State::Ready);
+                    vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
+                }
+                State::GivenUp { reason, .. } => {
+                    self.put(id, State::GivenUp { reason, refused_until: None });
                     vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
                 }
                 State::Ready => unreachable!("a ready message waits for no instant"),
@@ -225,12 +236,12 @@ impl Model {
                 self.end(id, Outcome::Acked);
                 self.settle_acked(id, false);
             }
-            State::Ready | State::Delayed { .. }
+            State::Ready | State::Delayed { .. } | State::GivenUp { .. }
                 if attempt.is_some_and(|attempt| attempt == 0 || attempt > message.attempts) =>
             {
                 self.ignore(id, Verb::Ack, IgnoreReason::Unknown);
             }
-            State::Ready | State::Delayed { .. } => {
+            State::Ready | State::Delayed { .. } | State::GivenUp { .. } => {
                 self.tell_untold_of(id);
                 self.settle_acked(id, true);
             }
@@ -243,7 +254,7 @@ impl Model {
         }
         self.end(id, Outcome::Nacked);
         let events = if nack.drop {
-            vec![self.drop_message(id, DropReason::Rejected, self.now)]
+            vec![self.give_up(id, DropReason::Rejected, self.now)]
         } else {
             let backoff = self.backoff_after(self.messages[&id].attempts);
             let delay = match nack.delay {
@@ -261,6 +272,21 @@ impl Model {
         let deadline = (self.now + nanos(length)).min(delivery.sent_at + LONGEST_DELIVERY);
         self.put(id, State::Outstanding(Outstanding { deadline, moved: true, ..delivery }));
         self.tell(What::Extended { message: self.see(id), deadline: Time::from_nanos(deadline) });
+    }
+
+    /// What is given up first is offered to the dead-letter topic, which takes it or not.
+    pub(crate) fn offer_dead_letter(&mut self, takes: bool) -> Option<u64> {
+        let &(id, _) = self.ledger.on_offer_as_dead.first()?;
+        let State::GivenUp { reason, .. } = self.messages[&id].state else { unreachable!("only what is given up") };
+        self.tell(What::Offered { message: self.see(id), taken: takes });
+        if takes {
+            let dropped = self.drop_message(id, reason, self.now);
+            self.tell_all(vec![dropped]);
+        } else {
+            let refused_until = Some(self.now + nanos(self.policy.ack_deadline));
+            self.put(id, State::GivenUp { reason, refused_until });
+        }
+        Some(id)
     }
 
     pub(crate) fn drain(&mut self) {
@@ -351,7 +377,7 @@ impl Model {
         let message = self.messages.get(&id)?;
         match message.state {
             State::Outstanding(delivery) => Some((delivery.owner, message.attempts)),
-            State::Ready | State::Delayed { .. } => None,
+            State::Ready | State::Delayed { .. } | State::GivenUp { .. } => None,
         }
     }
 
@@ -359,7 +385,7 @@ impl Model {
     pub(crate) fn sent_at(&self, id: u64) -> Option<Nanos> {
         match self.messages.get(&id)?.state {
             State::Outstanding(delivery) => Some(delivery.sent_at),
-            State::Ready | State::Delayed { .. } => None,
+            State::Ready | State::Delayed { .. } | State::GivenUp { .. } => None,
         }
     }
 
@@ -390,7 +416,7 @@ impl Model {
     fn retry(&mut self, id: u64, delay: Nanos, at: Nanos) -> Vec<Told> {
         let message = self.messages.get_mut(&id).expect("its delivery has just ended");
         if self.policy.max_retries == Some(message.retries_used) {
-            return vec![self.drop_message(id, DropReason::MaxRetries, at)];
+            return vec![self.give_up(id, DropReason::MaxRetries, at)];
         }
         message.retries_used += 1;
         vec![self.requeue(id, delay, at)]
@@ -400,6 +426,14 @@ impl Model {
         self.put(id, if delay == 0 { State::Ready } else { State::Delayed { until: at + delay } });
         let delay = Duration::from_nanos(delay);
         Told { at: Time::from_nanos(at), what: What::Requeued { message: self.see(id), delay } }
+    }
+
+    fn give_up(&mut self, id: u64, reason: DropReason, at: Nanos) -> Told {
+        if !self.policy.dead_letters {
+            return self.drop_message(id, reason, at);
+        }
+        self.put(id, State::GivenUp { reason, refused_until: None });
+        Told { at: Time::from_nanos(at), what: What::GivenUp { message: self.see(id), reason } }
     }
 
     fn drop_message(&mut self, id: u64, reason: DropReason, at: Nanos) -> Told {
@@ -433,7 +467,7 @@ impl Model {
         };
         let reason = match message.state {
             _ if message.attempts == 0 => IgnoreReason::Unknown,
-            State::Ready | State::Delayed { .. } => IgnoreReason::NotHeld,
+            State::Ready | State::Delayed { .. } | State::GivenUp { .. } => IgnoreReason::NotHeld,
             State::Outstanding(_) if attempt.is_some_and(|attempt| attempt != message.attempts) => IgnoreReason::Stale,
             State::Outstanding(delivery) if delivery.owner != consumer => IgnoreReason::NotHeld,
             State::Outstanding(delivery) => return Some(delivery),
@@ -448,7 +482,7 @@ impl Model {
             .iter()
             .filter_map(|(&id, message)| match message.state {
                 State::Outstanding(delivery) if delivery.owner == consumer => Some((delivery.hand_over, id)),
-                State::Outstanding(_) | State::Ready | State::Delayed { .. } => None,
+                State::Outstanding(_) | State::Ready | State::Delayed { .. } | State::GivenUp { .. } => None,
             })
             .collect();
         in_order_of_hand_over.into_values().collect()
@@ -462,6 +496,7 @@ impl Model {
         self.leave(id, before);
         match appointment(id, state) {
             Some(appointment) => _ = self.agenda.insert(appointment),
+            None if matches!(state, State::GivenUp { .. }) => {} // its queue follows from what is told
             None => self.again.push(Again { id, given_back: (!by_time).then_some(self.now) }),
         }
     }
@@ -474,6 +509,7 @@ impl Model {
     fn leave(&mut self, id: u64, state: State) {
         match appointment(id, state) {
             Some(appointment) => _ = self.agenda.remove(&appointment),
+            None if matches!(state, State::GivenUp { .. }) => {}
             None if self.first.remove(&id) => {}
             None => {
                 let place = self.again.iter().position(|again| again.id == id).expect("a ready message is in a queue");
@@ -531,8 +567,10 @@ impl Model {
 
 const fn appointment(id: u64, state: State) -> Option<Appointment> {
     match state {
-        State::Ready => None,
-        State::Delayed { until: due } | State::Outstanding(Outstanding { deadline: due, moved: true, .. }) => {
+        State::Ready | State::GivenUp { refused_until: None, .. } => None,
+        State::Delayed { until: due }
+        | State::GivenUp { refused_until: Some(due), .. }
+        | State::Outstanding(Outstanding { deadline: due, moved: true, .. }) => {
             Some(Appointment { due, kind: Kind::MovedDeadlineOrDelay, order: id, id })
         }
         State::Outstanding(Outstanding { deadline: due, hand_over, moved: false, .. }) => {

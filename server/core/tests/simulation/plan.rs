@@ -78,6 +78,8 @@ pub(crate) struct Plan {
     pub(crate) max_consumers: usize,
     /// Of 100 inputs, so many carry a time that has passed.
     pub(crate) from_the_past: u32,
+    /// Of 100 offers, the dead-letter topic refuses so many.
+    pub(crate) dead_letters_refused: u32,
 }
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -174,6 +176,7 @@ impl Plan {
             greed: pick(rng, &[1, 3, 30]),
             max_consumers: pick(rng, &[1, 2, 3, 8]),
             from_the_past: pick(rng, &[0, 0, 5, 30]),
+            dead_letters_refused: pick(rng, &[0, 30, 90]),
         }
     }
 
@@ -242,6 +245,7 @@ fn draw_policy(rng: &mut Rng) -> Policy {
         ),
         max_backlog_messages: pick(rng, &[1, 5, 50, 300]),
         max_backlog_bytes: pick(rng, &[1, 1_000, 100_000, 1 << 30, 1 << 30]),
+        dead_letters: rng.bool(),
     }
 }
 

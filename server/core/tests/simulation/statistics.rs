@@ -8,7 +8,7 @@ use ackstream_core::{DropReason, IgnoreReason, Leave, Outcome, Refusal, Verb};
 use crate::told::{Told, What};
 
 /// All that must have happened at least once in a run of the default length.
-const MUST_HAPPEN: [&str; 46] = [
+const MUST_HAPPEN: [&str; 50] = [
     "published",
     "refused: too many messages",
     "refused: too many bytes",
@@ -25,6 +25,10 @@ const MUST_HAPPEN: [&str; 46] = [
     "late acks",
     "dropped: max_retries",
     "dropped: rejected",
+    "given up",
+    "dead letters taken",
+    "dead letters refused",
+    "late acks of what was given up",
     "nacked",
     "expired",
     "released clean",
@@ -116,7 +120,10 @@ const fn name(what: &What, clean: bool) -> &'static str {
         What::Ended { outcome: Outcome::Released, .. } => "released broken",
         What::Requeued { delay, .. } if delay.is_zero() => "ready again at once",
         What::Requeued { .. } => "delayed",
-        What::Due(_) => "ready after a delay",
+        What::Due(_) => "due after a delay",
+        What::GivenUp { .. } => "given up",
+        What::Offered { taken: true, .. } => "dead letters taken",
+        What::Offered { taken: false, .. } => "dead letters refused",
         What::Acked { late: true, .. } => "late acks",
         What::Acked { late: false, .. } => "acked",
         What::Dropped { reason: DropReason::MaxRetries, .. } => "dropped: max_retries",

@@ -39,6 +39,8 @@ pub(crate) enum What {
     Ended { message: Seen, consumer: ConsumerId, sent_at: Time, outcome: Outcome },
     Requeued { message: Seen, delay: Duration },
     Due(Seen),
+    GivenUp { message: Seen, reason: DropReason },
+    Offered { message: Seen, taken: bool },
     Acked { message: Seen, late: bool },
     Dropped { message: Seen, reason: DropReason },
     Ignored { id: u64, verb: Verb, reason: IgnoreReason },
@@ -76,6 +78,8 @@ fn keep(event: &Event<'_, Body>) -> Told {
         }
         &Event::Requeued { ref at, ref message, delay } => (at, What::Requeued { message: seen(message), delay }),
         Event::Due { at, message } => (at, What::Due(seen(message))),
+        &Event::GivenUp { ref at, ref message, reason } => (at, What::GivenUp { message: seen(message), reason }),
+        &Event::Offered { ref at, ref message, taken } => (at, What::Offered { message: seen(message), taken }),
         &Event::Acked { ref at, ref message, late } => (at, What::Acked { message: seen(message), late }),
         &Event::Dropped { ref at, ref message, reason } => (at, What::Dropped { message: seen(message), reason }),
         &Event::Ignored { ref at, id, verb, reason } => (at, What::Ignored { id: id.0, verb, reason }),
@@ -103,6 +107,8 @@ pub(crate) struct Ledger {
     pub(crate) counts: Counts,
     pub(crate) backlog: Backlog,
     pub(crate) bytes: u64,
+    /// What is on offer to the dead-letter topic, in its order, and since when.
+    pub(crate) on_offer_as_dead: Vec<(u64, Time)>,
     unsettled: BTreeMap<u64, Entry>,
     held: BTreeMap<ConsumerId, Held>,
 }
@@ -118,6 +124,7 @@ enum Place {
     Ready,
     Delayed,
     Outstanding,
+    GivenUp,
 }
 
 /// What one consumer holds.
@@ -165,7 +172,16 @@ impl Ledger {
             What::Requeued { message, delay } if !delay.is_zero() => {
                 self.put(message.id, Place::Ready, Place::Delayed);
             }
+            What::Due(message) if self.is_given_up(message.id) => self.on_offer_as_dead.push((message.id, told.at)),
             What::Due(message) => self.put(message.id, Place::Delayed, Place::Ready),
+            What::GivenUp { message, reason: _ } => {
+                self.put(message.id, Place::Ready, Place::GivenUp);
+                self.on_offer_as_dead.push((message.id, told.at));
+            }
+            What::Offered { message, taken: _ } => {
+                let (first, _) = self.on_offer_as_dead.remove(0);
+                assert_eq!(first, message.id, "dead letters are offered in their order");
+            }
             What::Acked { message, late: _ } => {
                 self.counts.acked += 1;
                 self.settle(message.id);
@@ -195,6 +211,11 @@ impl Ledger {
         self.held.get(&consumer).copied().unwrap_or_default()
     }
 
+    /// Whether the message waits for its dead-letter topic.
+    pub(crate) fn is_given_up(&self, id: u64) -> bool {
+        self.unsettled.get(&id).is_some_and(|entry| entry.place == Place::GivenUp)
+    }
+
     fn put(&mut self, id: u64, from: Place, to: Place) {
         let entry = self.unsettled.get_mut(&id).expect("only an unsettled message moves");
         assert_eq!(entry.place, from, "message {id} moves from where it is");
@@ -206,13 +227,14 @@ impl Ledger {
     fn settle(&mut self, id: u64) {
         let entry = self.unsettled.remove(&id).expect("a message is settled once");
         *self.count(entry.place) -= 1;
+        self.on_offer_as_dead.retain(|(dead, _)| *dead != id);
         self.bytes -= u64::from(entry.size);
     }
 
     const fn count(&mut self, place: Place) -> &mut u64 {
         match place {
             Place::Ready => &mut self.backlog.ready,
-            Place::Delayed => &mut self.backlog.delayed,
+            Place::Delayed | Place::GivenUp => &mut self.backlog.delayed,
             Place::Outstanding => &mut self.backlog.outstanding,
         }
     }

@@ -367,6 +367,10 @@ impl World {
             Some(_) | None => self.statistics.count("advanced for nothing"),
         }
         self.apply(lane, &Input::Advance);
+        while self.lanes[lane].checked.has_dead_letter() && self.rng.u32(0..20) > 0 {
+            let takes = self.rng.u32(0..100) >= self.plan.dead_letters_refused;
+            self.apply(lane, &Input::Offer { takes });
+        }
     }
 
     /// A length of time that may matter to somebody.
@@ -527,6 +531,7 @@ impl World {
     /// time and a bounded number of calls.
     fn come_to_rest(&mut self, lane: usize) {
         self.plan.from_the_past = 0;
+        self.plan.dead_letters_refused = 0;
         self.coming.clear();
         if self.rng.bool() {
             while let Some(actor) = self.lanes[lane].actors.pop() {
@@ -582,6 +587,8 @@ fn with_subject(input: Input, id: u64, attempt: Option<u32>) -> Input {
         Input::Ack { .. } => Input::Ack { id, attempt },
         Input::Nack { consumer, nack, .. } => Input::Nack { consumer, id, attempt, nack },
         Input::Extend { consumer, length, .. } => Input::Extend { consumer, id, attempt, length },
-        Input::Attach(_) | Input::Detach(..) | Input::Ask(_) | Input::Drain | Input::Advance => input,
+        Input::Attach(_) | Input::Detach(..) | Input::Ask(_) | Input::Drain | Input::Advance | Input::Offer { .. } => {
+            input
+        }
     }
 }

@@ -1,0 +1,282 @@
+//! `[topics.T.subscriptions.S]`: the topics and subscriptions of a server, each with what its policy has of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ackstream_core::{Backoff, Policy};
+use figment::value::{Dict, Value};
+
+use super::values::{self, Values};
+use crate::dead_letters::MAX_ORIGIN_BYTES;
+use crate::exchange::DEFAULT_NAME;
+use crate::server::{SubscriptionSettings, TopicSettings};
+
+/// The table that they stand in.
+pub(super) const TOPICS: &str = "topics";
+/// The keys of a policy: at the top level they are for every subscription, in its table for one.
+pub(super) const POLICY: [&str; 6] =
+    ["ack_deadline", "max_retries", "min_backoff", "max_backoff", "max_backlog_messages", "max_backlog_bytes"];
+/// The key that says what becomes of what a subscription gives up.
+pub(super) const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
+/// Its value for nothing: what is given up is discarded.
+const DISCARD: &str = "discard";
+
+/// The longest name of a topic or subscription, in bytes: that of Cloud Pub/Sub's.
+const LONGEST_NAME: usize = 255;
+/// The most topics of a server, and the most subscriptions on all of them: each subscription shows some 150 series to Prometheus.
+const MOST: usize = 1_000;
+
+/// The policy at the top level.
+pub(super) fn default_policy(values: &mut Values<'_>) -> Policy {
+    let policy = policy(values, &Table::top_level());
+    for problem in policy.problems() {
+        values.must(problem.key, problem.must);
+    }
+    policy
+}
+
+/// All topics; none where the configuration has none.
+pub(super) fn topics(values: &mut Values<'_>, default: &Policy, max_message_bytes: u64) -> Vec<TopicSettings> {
+    let mut reading = Reading { default, max_message_bytes, tables: BTreeMap::new() };
+    let Some(topics) = values.table(TOPICS) else { return Vec::new() };
+    let topics: Vec<_> = topics.iter().map(|(name, value)| reading.topic(values, name, value)).collect();
+    check_names(values, &topics);
+    reading.check_dead_letters(values, &topics);
+    topics
+}
+
+/// The table of one subscription, or the top level, where every subscription finds what its own table does not have.
+struct Table {
+    /// Where it stands, with a dot at its end; empty for the top level.
+    path: String,
+    own: Dict,
+}
+
+impl Table {
+    fn top_level() -> Self {
+        Self { path: String::new(), own: Dict::new() }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.own.contains_key(key) { format!("{}{key}", self.path) } else { key.to_owned() }
+    }
+}
+
+fn policy(values: &mut Values<'_>, table: &Table) -> Policy {
+    fn get<T>(values: &mut Values<'_>, table: &Table, key: &'static str, read: fn(&str) -> Result<T, String>) -> T {
+        match table.own.get(key) {
+            Some(value) => values.read(&table.path_of(key), value, read).unwrap_or_else(|| values::default(key, read)),
+            None => values.get(key, read),
+        }
+    }
+    Policy {
+        ack_deadline: get(values, table, "ack_deadline", values::duration),
+        max_retries: get(values, table, "max_retries", values::number_or_unlimited),
+        backoff: Backoff {
+            minimum: get(values, table, "min_backoff", values::duration),
+            maximum: get(values, table, "max_backoff", values::duration),
+        },
+        max_backlog_messages: get(values, table, "max_backlog_messages", values::number),
+        max_backlog_bytes: get(values, table, "max_backlog_bytes", values::bytes),
+        dead_letters: false, // a server knows where they go
+    }
+}
+
+/// Reads the topics, and remembers where each subscription stands.
+struct Reading<'a> {
+    default: &'a Policy,
+    max_message_bytes: u64,
+    tables: BTreeMap<(String, String), Table>,
+}
+
+impl Reading<'_> {
+    fn topic(&mut self, values: &mut Values<'_>, name: &str, value: &Value) -> TopicSettings {
+        let path = format!("{TOPICS}.{}", quoted(name));
+        let mut subscriptions = Vec::new();
+        let Some(topic) = value.as_dict() else {
+            values.wrong(&path, value, "must be a table: write [topics.T.subscriptions.S]");
+            return TopicSettings { name: name.to_owned(), subscriptions };
+        };
+        for (key, value) in topic {
+            match value.as_dict() {
+                Some(tables) if key == "subscriptions" => {
+                    for (subscription, value) in tables {
+                        subscriptions.extend(self.subscription(values, name, subscription, value));
+                    }
+                }
+                _ => {
+                    values.wrong(&format!("{path}.{key}"), value, "there is no such key; the nearest is subscriptions");
+                }
+            }
+        }
+        if subscriptions.is_empty() {
+            values.wrong(&path, value, &format!("has no subscription: add [{path}.subscriptions.NAME]"));
+        }
+        TopicSettings { name: name.to_owned(), subscriptions }
+    }
+
+    fn subscription(
+        &mut self,
+        values: &mut Values<'_>,
+        topic: &str,
+        name: &str,
+        value: &Value,
+    ) -> Option<SubscriptionSettings> {
+        let path = format!("{TOPICS}.{}.subscriptions.{}", quoted(topic), quoted(name));
+        let Some(own) = value.as_dict() else {
+            values.wrong(&path, value, "must be a table: write [topics.T.subscriptions.S]");
+            return None;
+        };
+        for (key, value) in own.iter().filter(|(key, _)| !is_known(key)) {
+            let nearest = values::nearest(key, POLICY.into_iter().chain([DEAD_LETTER_TOPIC]));
+            values.wrong(&format!("{path}.{key}"), value, &format!("there is no such key; the nearest is {nearest}"));
+        }
+        let table = Table { path: format!("{path}."), own: own.clone() };
+        let policy = policy(values, &table);
+        let default = self.default.problems();
+        for problem in policy.problems() {
+            match own.get(problem.key) {
+                Some(value) => values.wrong(&table.path_of(problem.key), value, &format!("must be {}", problem.must)),
+                None if default.contains(&problem) => {} // told of the top level
+                None => values.wrong(&path, value, &format!("{} must be {}", problem.key, problem.must)),
+            }
+        }
+        let dead_letter_topic = if let Some(to) = own.get(DEAD_LETTER_TOPIC) {
+            values.read(&table.path_of(DEAD_LETTER_TOPIC), to, |text| Ok(text.to_owned()))
+        } else {
+            let must = "must say what becomes of what it gives up: dead_letter_topic = \"NAME\", or \"discard\"";
+            values.wrong(&path, value, must);
+            None
+        };
+        self.tables.insert((topic.to_owned(), name.to_owned()), table);
+        let dead_letter_topic = dead_letter_topic.filter(|to| to != DISCARD);
+        Some(SubscriptionSettings { name: name.to_owned(), policy, dead_letter_topic })
+    }
+
+    fn check_dead_letters(&self, values: &mut Values<'_>, topics: &[TopicSettings]) {
+        let names: BTreeSet<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        let mut targets = BTreeSet::new();
+        for topic in topics {
+            for subscription in &topic.subscriptions {
+                let Some(to) = &subscription.dead_letter_topic else { continue };
+                let table = &self.tables[&(topic.name.clone(), subscription.name.clone())];
+                let (path, value) = (table.path_of(DEAD_LETTER_TOPIC), &table.own[DEAD_LETTER_TOPIC]);
+                if !names.contains(to.as_str()) {
+                    let nearest = values::nearest(to, names.iter().copied());
+                    let must = format!("there is no such topic; the nearest is {nearest}, and \"discard\" is for none");
+                    values.wrong(&path, value, &must);
+                } else if let Some(circle) = circle(&topic.name, to, topics) {
+                    let way = circle.join(" -> ");
+                    values.wrong(&path, value, &format!("leads back to where it came from: {way}"));
+                }
+                targets.insert(to.as_str());
+            }
+        }
+        for topic in topics {
+            let is_target = targets.contains(topic.name.as_str());
+            let least = self.max_message_bytes + if is_target { MAX_ORIGIN_BYTES } else { 0 };
+            for subscription in &topic.subscriptions {
+                let table = &self.tables[&(topic.name.clone(), subscription.name.clone())];
+                let max = subscription.policy.max_backlog_bytes;
+                if max == 0 || max >= least || (!is_target && !table.own.contains_key("max_backlog_bytes")) {
+                    continue; // told of the policy, or of the top level
+                }
+                let what = if is_target { " and 8KiB, or the largest dead letter" } else { ", or the largest message" };
+                let must = format!("max_backlog_bytes must be at least max_message_bytes{what} never fits");
+                values.wrong_name(table.path.trim_end_matches('.'), &must);
+            }
+        }
+    }
+}
+
+fn check_names(values: &mut Values<'_>, topics: &[TopicSettings]) {
+    let mut topic_of = BTreeMap::new();
+    for topic in topics {
+        let path = format!("{TOPICS}.{}", quoted(&topic.name));
+        if let Err(must) = check_name(&topic.name) {
+            values.wrong_name(&path, &must);
+        }
+        if topic.name == DISCARD {
+            values.wrong_name(&path, "no topic has this name: as a dead_letter_topic it stands for none");
+        }
+        for subscription in &topic.subscriptions {
+            let path = format!("{path}.subscriptions.{}", quoted(&subscription.name));
+            if let Err(must) = check_name(&subscription.name) {
+                values.wrong_name(&path, &must);
+            }
+            if let Some(other) = topic_of.insert(&subscription.name, &topic.name) {
+                let must = format!("topic {other} has a subscription of this name, and names are unique on a server");
+                values.wrong_name(&path, &must);
+            }
+        }
+    }
+    if topics.len() > MOST || topic_of.len() > MOST {
+        let (topics, subscriptions) = (topics.len(), topic_of.len());
+        let must = format!("{topics} topics with {subscriptions} subscriptions, at most {MOST} of each are allowed");
+        values.wrong_name(TOPICS, &must);
+    }
+}
+
+fn is_known(key: &str) -> bool {
+    POLICY.contains(&key) || key == DEAD_LETTER_TOPIC
+}
+
+/// The way from `from` by `to` back to `from`, where there is one. A circle that `from` only leads to is told of its own topics.
+fn circle<'a>(from: &'a str, to: &'a str, topics: &'a [TopicSettings]) -> Option<Vec<&'a str>> {
+    let mut seen = BTreeSet::new();
+    let mut ways = vec![vec![from, to]];
+    while let Some(way) = ways.pop() {
+        let last = *way.last().expect("a way has two ends");
+        if last == from {
+            return Some(way);
+        }
+        if !seen.insert(last) {
+            continue;
+        }
+        let subscriptions = topics.iter().filter(|topic| topic.name == last).flat_map(|topic| &topic.subscriptions);
+        for next in subscriptions.filter_map(|subscription| subscription.dead_letter_topic.as_deref()) {
+            ways.push(way.iter().copied().chain([next]).collect());
+        }
+    }
+    None
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let begins = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if begins && name.chars().all(allowed) && name.len() <= LONGEST_NAME {
+        return Ok(());
+    }
+    Err(format!("a name has 1 to {LONGEST_NAME} letters, digits, '-', '_' and '.', and begins with a letter or digit"))
+}
+
+/// A name as a part of a TOML key.
+pub(super) fn quoted(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
+}
+
+/// Every value of the subscriptions' own, with its table, key and source; for a server without topics, of the one that it has by itself.
+pub(super) fn effective(values: &Values<'_>) -> Vec<super::Effective> {
+    let Some(topics) = values.table(TOPICS) else {
+        return vec![super::Effective {
+            table: format!("{TOPICS}.{DEFAULT_NAME}.subscriptions.{DEFAULT_NAME}"),
+            key: DEAD_LETTER_TOPIC,
+            value: format!("{DISCARD:?}"),
+            source: super::layers::DEFAULT.to_owned(),
+        }];
+    };
+    let mut all = Vec::new();
+    for (topic, value) in &topics {
+        let subscriptions = value.as_dict().and_then(|topic| topic.get("subscriptions")).and_then(Value::as_dict);
+        for (subscription, value) in subscriptions.into_iter().flatten() {
+            let table = format!("{TOPICS}.{}.subscriptions.{}", quoted(topic), quoted(subscription));
+            let Some(own) = value.as_dict() else { continue };
+            for key in POLICY.into_iter().chain([DEAD_LETTER_TOPIC]) {
+                let Some(value) = own.get(key) else { continue };
+                let (table, source) = (table.clone(), values.source(value));
+                all.push(super::Effective { table, key, value: values::show(value), source });
+            }
+        }
+    }
+    all
+}
