@@ -1,13 +1,17 @@
 //! The command line, made from the table of configuration keys.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap_complete::Shell;
 
+use crate::client::{self, NoTarget, Peer, Target, consume, publish};
 use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of, Problem};
+use crate::exchange::DEFAULT_NAME;
 use crate::health::Question;
 
 /// What the command line asks for.
@@ -34,7 +38,18 @@ pub enum Wanted {
     Config,
     /// Ask a server for its health.
     Health(Question),
+    /// Publish lines.
+    Publish(publish::Options),
+    /// Print messages.
+    Consume(consume::Options),
+    /// Print what a shell needs to complete commands and options.
+    Completions(Shell),
 }
+
+/// The server that clients talk to unless they are told of another.
+const DEFAULT_TARGET: &str = "localhost:50051";
+/// How long the answer about a server's health may take, unless another time is given.
+const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
 /// Reads the command line.
 ///
@@ -99,7 +114,8 @@ pub fn command() -> Command {
         .after_help(
             "Each option is also a key of ackstream.toml and an environment variable, for example ack_deadline and \
              ACKSTREAM_ACK_DEADLINE. `ackstream config` prints what is in force and where it came from.\n\n\
-             Exit codes: 0 done, 1 not healthy, 64 wrong usage or configuration, 69 the port cannot be had, 70 a bug of ours.",
+             Exit codes: 0 done, 1 not healthy or some of the input was refused, 64 wrong usage or configuration, 66 the input file \
+             cannot be read, 69 the other side or a port cannot be had, 70 a bug of ours.",
         )
         .args_conflicts_with_subcommands(true)
         .args_override_self(true)
@@ -119,6 +135,61 @@ pub fn command() -> Command {
                 .arg(option("service", "NAME", "The service to ask for, such as ackstream.v1.MessageStream [default: the server]"))
                 .arg(option("timeout", "TIME", "How long the answer may take [default: 2s]")),
         )
+        .subcommand(
+            peer(Command::new("publish").about("Publish each line of a file, or of the standard input, as a message"))
+                .after_help(PUBLISH_HELP)
+                .arg(
+                    Arg::new("file")
+                        .value_name("FILE")
+                        .value_parser(clap::value_parser!(PathBuf))
+                        .help("What to publish; \"-\" or none = the standard input"),
+                )
+                .arg(
+                    option("attribute", "NAME=VALUE", "An attribute for every message; may be given again")
+                        .action(ArgAction::Append),
+                )
+                .arg(switch("json", "Each line is a message in JSON, as `consume --json` prints it")),
+        )
+        .subcommand(
+            peer(Command::new("consume").about("Print the payload of each message on a line, and ack what is printed"))
+                .arg(option("subscription", "NAME", "The subscription [default: demo]"))
+                .arg(option("count", "N", "End after N messages"))
+                .arg(option("wait", "TIME", "End when no message has come for so long"))
+                .arg(switch("no-ack", "Only look: ack nothing; at the end all go back, at no cost in retries"))
+                .arg(switch("json", "Print whole messages, attributes included, as JSON")),
+        )
+        .subcommand(
+            Command::new("completions").about("Print a script that completes commands and options in a shell").arg(
+                Arg::new("shell").value_name("SHELL").required(true).value_parser(clap::value_parser!(Shell)),
+            ),
+        )
+}
+
+/// What becomes of lines.
+const PUBLISH_HELP: &str = "\
+    What finds a backlog full is published again until there is room, and so is what had no answer when a stream broke: the last line \
+    says how many may therefore be stored twice.\n\n\
+    In JSON a message is {\"payload\": TEXT} or {\"payload_base64\": BASE64}, and may have {\"attributes\": {NAME: VALUE}}.\n\n\
+    Exit codes: 0 all is published; 1 some lines are not, each is told by its number; 64 wrong usage, or no such topic; 66 the file \
+    cannot be read; 69 no server.";
+
+/// The options of a command that talks to a server as any client does.
+fn peer(command: Command) -> Command {
+    command
+        .arg(option("target", "HOST:PORT", "The server [default: localhost:50051]"))
+        .arg(option("topic", "NAME", "The topic [default: demo]"))
+        .arg(option("connect-timeout", "TIME", "How long to go on without a server [default: 30s]"))
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+/// A script that completes the whole command line in this shell.
+pub fn completions(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "ackstream", &mut script);
+    String::from_utf8(script).expect("the script is text")
 }
 
 fn option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
@@ -158,7 +229,13 @@ fn argument(key: &'static Key) -> Arg {
 
 fn understand(matches: &ArgMatches, mut problems: Vec<Problem>) -> Invocation {
     let (command, matches) = match matches.subcommand() {
-        Some(("health", matches)) => (Wanted::Health(question(matches, &mut problems)), matches),
+        Some(("health", matches)) => (Wanted::Health(Values { matches, problems: &mut problems }.question()), matches),
+        Some(("publish", matches)) => (Wanted::Publish(Values { matches, problems: &mut problems }.publish()), matches),
+        Some(("consume", matches)) => (Wanted::Consume(Values { matches, problems: &mut problems }.consume()), matches),
+        Some(("completions", matches)) => {
+            let shell = matches.get_one::<Shell>("shell").expect("clap asks for it");
+            (Wanted::Completions(*shell), matches)
+        }
         Some(("serve", matches)) => (Wanted::Serve, matches),
         Some(("config", matches)) => (Wanted::Config, matches),
         Some((_, matches)) => (Wanted::Demo, matches),
@@ -178,16 +255,79 @@ fn understand(matches: &ArgMatches, mut problems: Vec<Problem>) -> Invocation {
     Invocation { command, file, flags: flags.collect(), problems }
 }
 
-fn question(matches: &ArgMatches, problems: &mut Vec<Problem>) -> Question {
-    let text = |name| matches.get_one::<String>(name).cloned();
-    let timeout = text("timeout").unwrap_or_else(|| "2s".to_owned());
-    let timeout = humantime::parse_duration(&timeout).unwrap_or_else(|_| {
-        problems.push(Problem {
-            what: format!("timeout = {timeout:?}"),
-            source: "flag --timeout".to_owned(),
-            must: "must be a length of time with its unit, such as \"2s\" or \"100ms\"".to_owned(),
+/// The values of a command that talks to a server; what cannot be read is told with everything else.
+struct Values<'a> {
+    matches: &'a ArgMatches,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Values<'_> {
+    fn text(&self, name: &str) -> Option<String> {
+        self.matches.get_one::<String>(name).cloned()
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        self.matches.get_flag(name)
+    }
+
+    fn read<T>(&mut self, name: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let text = self.text(name)?;
+        read(&text).map_err(|must| self.wrong(name, &text, must)).ok()
+    }
+
+    fn duration(&mut self, name: &str) -> Option<Duration> {
+        self.read(name, |text| {
+            humantime::parse_duration(text)
+                .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".to_owned())
+        })
+    }
+
+    fn target(&mut self) -> Option<Target> {
+        self.read("target", |text| text.parse().map_err(|error: NoTarget| error.to_string()))
+    }
+
+    fn wrong(&mut self, name: &str, text: &str, must: String) {
+        let (what, source) = (format!("{name} = {text:?}"), format!("flag --{name}"));
+        self.problems.push(Problem { what, source, must });
+    }
+
+    fn question(mut self) -> Question {
+        let timeout = self.duration("timeout").unwrap_or(HEALTH_WITHIN);
+        Question { target: self.target(), service: self.text("service").unwrap_or_default(), timeout }
+    }
+
+    fn peer(&mut self) -> Peer {
+        Peer {
+            target: self.target().unwrap_or_else(|| DEFAULT_TARGET.parse().expect("it is a target")),
+            topic: self.text("topic").unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+            connect_timeout: self.duration("connect-timeout").unwrap_or(client::PATIENCE),
+        }
+    }
+
+    fn publish(mut self) -> publish::Options {
+        let mut attributes = BTreeMap::new();
+        for attribute in self.matches.get_many::<String>("attribute").into_iter().flatten() {
+            match attribute.split_once('=').filter(|(name, _)| !name.is_empty()) {
+                Some((name, value)) => _ = attributes.insert(name.to_owned(), value.to_owned()),
+                None => self.wrong("attribute", attribute, "must be NAME=VALUE".to_owned()),
+            }
+        }
+        let file = self.matches.get_one::<PathBuf>("file").cloned();
+        publish::Options { peer: self.peer(), file, json: self.flag("json"), attributes }
+    }
+
+    fn consume(mut self) -> consume::Options {
+        let count = self.read("count", |text| match text.parse() {
+            Ok(0) | Err(_) => Err("must be a whole number of messages, at least 1".to_owned()),
+            Ok(count) => Ok(count),
         });
-        Duration::ZERO
-    });
-    Question { target: text("target"), service: text("service").unwrap_or_default(), timeout }
+        consume::Options {
+            peer: self.peer(),
+            subscription: self.text("subscription").unwrap_or_else(|| DEFAULT_NAME.to_owned()),
+            count,
+            wait: self.duration("wait"),
+            no_ack: self.flag("no-ack"),
+            json: self.flag("json"),
+        }
+    }
 }

@@ -10,12 +10,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::address::Listen;
+use crate::client::{Target, root_cause};
 
 /// What to ask, and whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// HOST:PORT; `None` = where the configuration in force has a server listen.
-    pub target: Option<String>,
+    /// The server; `None` = where the configuration in force has a server listen.
+    pub target: Option<Target>,
     /// The full name of a service; empty = the server.
     pub service: String,
     /// How long the answer may take.
@@ -65,7 +66,7 @@ impl std::error::Error for Unhealthy {}
 /// Why not.
 pub async fn ask(question: &Question, listen: Listen) -> Result<(), Unhealthy> {
     let targets = match &question.target {
-        Some(target) => vec![target.clone()],
+        Some(target) => vec![target.to_string()],
         None => listen.reached_at().iter().map(ToString::to_string).collect(),
     };
     let answer = async {
@@ -95,13 +96,4 @@ async fn connect(targets: &[String]) -> Result<Option<Channel>, Unhealthy> {
         }
     }
     refused.map_or(Ok(None), |why| Err(Unhealthy::Unreachable(why)))
-}
-
-/// The innermost error, which says what happened.
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

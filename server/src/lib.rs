@@ -6,11 +6,13 @@
 pub mod address;
 pub mod broker;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod dead_letters;
 pub mod endpoint;
 pub mod exchange;
+pub mod exit;
 pub mod generator;
 pub mod health;
 pub mod listener;

@@ -1,5 +1,5 @@
-//! The binary `ackstream`: reads the configuration, opens the port, serves until it is done or told to stop, and says what became of
-//! every message.
+//! The binary `ackstream`: a command, and what it needs. A server opens its port, serves until it is done or told to stop, and says
+//! what became of every message.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -7,65 +7,93 @@ use std::time::Duration;
 
 use ackstream::address::Listen;
 use ackstream::cli::{self, Invocation, Wanted};
-use ackstream::config::{Config, Layers};
+use ackstream::client::{consume, publish};
+use ackstream::config::{Config, Layers, Problem};
 use ackstream::exchange::Ending;
+use ackstream::exit::Exit;
 use ackstream::process::{self, Signals};
 use ackstream::server::Server;
 use ackstream::telemetry::Environment;
 use ackstream::{generator, health, listener, logging};
 use tokio::net::TcpListener;
+use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-/// Wrong usage or configuration; nothing was opened.
-const EX_USAGE: u8 = 64;
-/// The port cannot be had.
-const EX_UNAVAILABLE: u8 = 69;
 /// How long the collector may take for the last traces.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
 /// How long clients may take to read the end of their streams.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    let Invocation { command, file, flags, mut problems } = match cli::parse(std::env::args_os()) {
-        Ok(invocation) => invocation,
+    match cli::parse(std::env::args_os()) {
+        Ok(invocation) => perform(invocation).into(),
         Err(answer) => {
             let _ = answer.print(); // a closed output has nobody to tell
-            return if answer.use_stderr() { EX_USAGE.into() } else { ExitCode::SUCCESS };
+            if answer.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
         }
-    };
-    let config = Config::load(&Layers::read(file, std::env::vars_os(), flags));
-    let exports = matches!(command, Wanted::Demo | Wanted::Serve);
-    let environment = Environment::read(std::env::vars_os().filter(|_| exports));
-    let (config, ignored) = match (config, environment) {
-        (Ok(mut config), Ok(environment)) if problems.is_empty() => {
-            config.settings.traces = environment.traces;
-            (config, environment.ignored)
-        }
-        (config, environment) => {
-            problems.extend(config.err().into_iter().flatten());
-            problems.extend(environment.err().into_iter().flatten());
-            for problem in problems {
-                eprintln!("ackstream: {problem}");
-            }
-            return EX_USAGE.into();
-        }
-    };
-    if command == Wanted::Config {
-        return say(&config.to_string());
     }
-    process::fail_stop();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_or_else(
-        |error| unavailable(&format!("cannot start a runtime: {error}")),
-        |runtime| match command {
-            Wanted::Health(question) => runtime.block_on(ask(&question, &config)),
-            Wanted::Demo | Wanted::Serve | Wanted::Config => runtime.block_on(run(&command, config, &ignored)),
-        },
-    )
 }
 
-async fn run(command: &Wanted, config: Config, ignored: &[String]) -> ExitCode {
+fn perform(invocation: Invocation) -> Exit {
+    let Invocation { command, file, flags, mut problems } = invocation;
+    let layers = || Layers::read(file, std::env::vars_os(), flags);
+    process::fail_stop();
+    match command {
+        Wanted::Demo | Wanted::Serve => {
+            let environment = Environment::read(std::env::vars_os());
+            let config = Config::load(&layers()).and_then(|config| config.suits(command == Wanted::Demo));
+            let config = known(config, &mut problems);
+            let Environment { traces, ignored } = known(environment, &mut problems).unwrap_or_default();
+            match config.filter(|_| problems.is_empty()) {
+                Some(mut config) => {
+                    config.settings.traces = traces;
+                    block_on(Builder::new_multi_thread(), run(command == Wanted::Demo, config, &ignored))
+                }
+                None => wrong(&problems),
+            }
+        }
+        Wanted::Config => match known(Config::load(&layers()), &mut problems).filter(|_| problems.is_empty()) {
+            Some(config) => say(&config.to_string()),
+            None => wrong(&problems),
+        },
+        Wanted::Health(question) => match known(Config::load(&layers()), &mut problems).filter(|_| problems.is_empty())
+        {
+            Some(config) => block_on(Builder::new_current_thread(), ask(&question, &config)),
+            None => wrong(&problems),
+        },
+        _ if !problems.is_empty() => wrong(&problems),
+        Wanted::Publish(options) => block_on(Builder::new_current_thread(), publish::run(options)),
+        Wanted::Consume(options) => block_on(Builder::new_current_thread(), consume::run(options)),
+        Wanted::Completions(shell) => say(&cli::completions(shell)),
+    }
+}
+
+/// The value, or its problems among all others.
+fn known<T>(result: Result<T, Vec<Problem>>, problems: &mut Vec<Problem>) -> Option<T> {
+    result.map_err(|more| problems.extend(more)).ok()
+}
+
+fn wrong(problems: &[Problem]) -> Exit {
+    for problem in problems {
+        eprintln!("ackstream: {problem}");
+    }
+    Exit::Usage
+}
+
+fn block_on(mut runtime: Builder, task: impl Future<Output = Exit>) -> Exit {
+    match runtime.enable_all().build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(task);
+            runtime.shutdown_background(); // whatever still blocks must not keep the process
+            exit
+        }
+        Err(error) => unavailable(&format!("cannot start a runtime: {error}")),
+    }
+}
+
+async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
     let log = logging::start(config.log_format, config.log_level);
     let mut signals = match Signals::take_over() {
         Ok(signals) => signals,
@@ -97,7 +125,7 @@ async fn run(command: &Wanted, config: Config, ignored: &[String]) -> ExitCode {
     connections.close();
 
     let ending = tokio::select! {
-        () = serve(command, &config, &server) => Ending::Completed,
+        () = serve(is_demo, &config, &server) => Ending::Completed,
         () = signals.next() => Ending::Stopping,
     };
     tokio::select! {
@@ -108,7 +136,7 @@ async fn run(command: &Wanted, config: Config, ignored: &[String]) -> ExitCode {
     if log.lost_lines() > 0 {
         warn!("{} log lines were lost: the output did not take them in time", log.lost_lines());
     }
-    ExitCode::SUCCESS
+    Exit::Done
 }
 
 /// Lets outstanding messages settle where the server was told to stop, ends the streams, and waits until the clients have read that.
@@ -128,13 +156,13 @@ async fn close(ending: Ending, config: &Config, server: &Server, stop: &Cancella
 }
 
 /// Returns when there is nothing more to do: for a demo with an end, when all of its messages are settled.
-async fn serve(command: &Wanted, config: &Config, server: &Server) {
-    if *command == Wanted::Demo {
+async fn serve(is_demo: bool, config: &Config, server: &Server) {
+    if is_demo {
         let (plan, interval) = (config.plan, humantime::format_duration(config.plan.interval));
         let every = if plan.interval == Duration::from_secs(1) { "1-second".to_owned() } else { interval.to_string() };
         let messages = plan.count.map_or("messages without end".to_owned(), |count| format!("{count} messages"));
         info!("Will send {messages} at {every} intervals");
-        let topic = server.broker().topic("demo").expect("every server has this topic");
+        let topic = server.broker().topic("demo").expect("the configuration was asked for it");
         if let Err(refused) = generator::run(plan, topic, server.progress()).await {
             info!("The generator stops: {refused}");
             return std::future::pending().await; // the server is stopping
@@ -154,23 +182,23 @@ fn bind(listen: Listen, flag: &str) -> Result<(TcpListener, SocketAddr), String>
     bound.map_err(|error| format!("cannot listen on {listen}: {error}; is another server running? ({flag})"))
 }
 
-async fn ask(question: &health::Question, config: &Config) -> ExitCode {
+async fn ask(question: &health::Question, config: &Config) -> Exit {
     match health::ask(question, config.listen).await {
         Ok(()) => say("SERVING\n"),
         Err(why) => {
             eprintln!("ackstream: {why}");
-            ExitCode::FAILURE
+            Exit::Refused
         }
     }
 }
 
-fn unavailable(why: &str) -> ExitCode {
+fn unavailable(why: &str) -> Exit {
     eprintln!("ackstream: {why}");
-    EX_UNAVAILABLE.into()
+    Exit::Unavailable
 }
 
-fn say(text: &str) -> ExitCode {
+fn say(text: &str) -> Exit {
     use std::io::Write as _;
     let _ = std::io::stdout().write_all(text.as_bytes()); // a closed output has nobody to tell
-    ExitCode::SUCCESS
+    Exit::Done
 }

@@ -26,13 +26,19 @@ pub(crate) struct Process {
     child: Child,
     lines: BufReader<ChildStdout>,
     pub(crate) address: SocketAddr,
+    #[allow(dead_code, reason = "not all tests scrape")]
     pub(crate) metrics: SocketAddr,
 }
 
 impl Process {
     pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_at(arguments, "127.0.0.1:0")
+    }
+
+    /// On a port that another server had.
+    pub(crate) fn start_at(arguments: &[&str], listen: &str) -> Self {
         let mut child = ackstream(arguments)
-            .args(["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"])
+            .args(["--listen", listen, "--metrics-listen", "127.0.0.1:0"])
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary runs");

@@ -1,0 +1,39 @@
+//! The commands that talk to a running server as any client does: `publish` and `consume`.
+//!
+//! ```text
+//!   publish:  input (a thread) ─▶ window (no I/O) ─▶ link ═══ Exchange ═══ server
+//!   consume:  server ═══ Exchange ═══ link ─▶ inbox (no I/O) ─▶ output (a thread)
+//! ```
+
+pub mod consume;
+mod inbox;
+mod input;
+mod json;
+mod link;
+mod output;
+pub mod publish;
+mod target;
+mod window;
+
+use std::time::Duration;
+
+pub(crate) use link::root_cause;
+pub use link::{LinkError, PATIENCE};
+pub use target::{NoTarget, Target};
+
+/// Whom to talk to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The server.
+    pub target: Target,
+    /// The topic.
+    pub topic: String,
+    /// How long to go on without a server.
+    pub connect_timeout: Duration,
+}
+
+/// Says something to whoever ran the command; the standard output is for messages alone.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "ackstream: {text}"); // a closed output has nobody to tell
+}

@@ -1,0 +1,177 @@
+//! A stream to a server, opened again and again until it is there.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status, Streaming};
+
+use super::{Peer, say};
+use crate::proto::message_stream_client::MessageStreamClient;
+use crate::proto::stream_message::Kind;
+use crate::proto::{Open, Opened, StreamMessage};
+
+/// How long a client goes on without a server, unless it is told otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The upper bound of the first wait between two attempts; it doubles with each, and each wait is drawn evenly from 0 to the bound.
+/// Full jitter spreads the clients of a restarted server best ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The upper bound of every wait: a restarted server is found within that time.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// How long a connection, and the answer to `open`, may take.
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
+/// A silent server is asked for a sign of life this often, and has gone without one.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long that sign may take.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 windows, in bytes: room for what a server sends while a frame is being read. Larger ones gain no throughput (measured).
+const RECEIVE_WINDOW: u32 = 1 << 20;
+/// Frames that wait to be sent.
+const FRAMES_WAITING: usize = 256;
+/// The largest frame: a message of at most 16 MiB with what a frame may have besides.
+const LARGEST_FRAME: usize = 32 << 20;
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub enum LinkError {
+    /// Nobody answered for as long as the client was told to try.
+    Unreachable {
+        /// How long that was.
+        after: Duration,
+        /// What happened the last time.
+        why: String,
+    },
+    /// The server refused, and will refuse again.
+    Refused(Status),
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable { after, why } => {
+                let after = humantime::format_duration(*after);
+                write!(f, "no server after {after} (--connect-timeout): {why}")
+            }
+            Self::Refused(status) => write!(f, "the server refuses: {}", status.message()),
+        }
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+/// The way to one server.
+pub(super) struct Link {
+    endpoint: Endpoint,
+    peer: Peer,
+    open: Open,
+}
+
+/// A stream that is open.
+pub(super) struct Stream {
+    /// What the server said to that.
+    pub(super) opened: Opened,
+    /// What is said there is sent; when it is dropped, the client half-closes.
+    pub(super) say: mpsc::Sender<StreamMessage>,
+    /// What the server says.
+    pub(super) frames: Streaming<StreamMessage>,
+}
+
+impl Link {
+    /// To this server, with `open` as the first frame of each stream.
+    pub(super) fn new(peer: Peer, open: Open) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{}", peer.target)).expect("a target is an authority");
+        let endpoint = endpoint
+            .connect_timeout(OPENED_WITHIN)
+            .initial_stream_window_size(RECEIVE_WINDOW)
+            .initial_connection_window_size(RECEIVE_WINDOW)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        Self { endpoint, peer, open }
+    }
+
+    /// Opens a stream, and tries again while that may help.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub(super) async fn open(&self) -> Result<Stream, LinkError> {
+        let Peer { target, connect_timeout, .. } = &self.peer;
+        let (began, mut bound, mut said) = (Instant::now(), FIRST_WAIT, false);
+        loop {
+            let status = match tokio::time::timeout(OPENED_WITHIN, self.try_open()).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(status)) if is_final(status.code()) => return Err(LinkError::Refused(status)),
+                Ok(Err(status)) => status,
+                Err(_) => Status::unavailable(format!("no answer within {} s", OPENED_WITHIN.as_secs())),
+            };
+            let why = format!("{target}: {}", status.message());
+            let left = connect_timeout.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return Err(LinkError::Unreachable { after: *connect_timeout, why });
+            }
+            if !std::mem::replace(&mut said, true) && began.elapsed() + bound < *connect_timeout {
+                say(&format!("{why}; trying again for {}", humantime::format_duration(*connect_timeout)));
+            }
+            tokio::time::sleep(jitter(bound).min(left)).await;
+            bound = (bound * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    async fn try_open(&self) -> Result<Stream, Status> {
+        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
+        let (say, frames) = mpsc::channel(FRAMES_WAITING);
+        let open = StreamMessage { kind: Some(Kind::Open(self.open.clone())) };
+        say.try_send(open).expect("the channel is new");
+        let mut client = MessageStreamClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
+        let mut frames = client.exchange(ReceiverStream::new(frames)).await?.into_inner();
+        match frames.message().await? {
+            Some(StreamMessage { kind: Some(Kind::Opened(opened)) }) => Ok(Stream { opened, say, frames }),
+            Some(_) => {
+                Err(Status::unimplemented("this is no ackstream server: it did not answer `open` with `opened`"))
+            }
+            None => Err(Status::unavailable("the server has ended the stream")),
+        }
+    }
+}
+
+impl Stream {
+    /// Half-closes, and waits for `within` at most until the server has read everything. `Ok`: it has.
+    pub(super) async fn leave(self, within: Duration) -> Result<(), Status> {
+        let Self { say, mut frames, .. } = self;
+        drop(say);
+        let to_the_end = async {
+            while frames.message().await?.is_some() {}
+            Ok(())
+        };
+        tokio::time::timeout(within, to_the_end)
+            .await
+            .unwrap_or_else(|_| Err(Status::deadline_exceeded("the server does not end the stream")))
+    }
+}
+
+/// Whether a stream that ended so would end so again (the contract's comment on `Exchange` says which).
+pub(super) const fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument | Code::NotFound | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
+    )
+}
+
+/// A part of `bound`, drawn evenly.
+fn jitter(bound: Duration) -> Duration {
+    let drawn = getrandom::u32().unwrap_or(u32::MAX); // without random numbers: the longest wait
+    bound.mul_f64(f64::from(drawn) / f64::from(u32::MAX))
+}
+
+/// The innermost error, which says what happened.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

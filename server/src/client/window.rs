@@ -1,0 +1,222 @@
+//! The publishes that have no answer yet: what to say on a stream, without I/O.
+
+use std::collections::BTreeMap;
+
+use tonic::Code;
+
+use crate::proto::stream_message::Kind;
+use crate::proto::{DataMessage, StreamMessage};
+
+/// At most so many publishes are without an answer: a server keeps 10,000 answers for a client that does not read, and this is
+/// enough for 100,000 a second over a way of 50 ms.
+const MAX_MESSAGES: usize = 5_000;
+/// And about so many bytes of them, as they are kept until they are answered.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What was read and is neither accepted nor refused. Each publish is sent until it is answered.
+#[derive(Default)]
+pub(super) struct Window {
+    /// To be sent, in the order of their numbers.
+    queue: BTreeMap<u64, Publish>,
+    /// Sent on the present stream.
+    sent: BTreeMap<u64, Publish>,
+    bytes: usize,
+    counts: Counts,
+}
+
+struct Publish {
+    data: DataMessage,
+    size: usize,
+    /// It was sent on a stream that broke before its answer came: it may be stored already.
+    may_be_stored: bool,
+}
+
+/// What became of all publishes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Accepted by the server.
+    pub(super) accepted: u64,
+    /// Of those: sent again after a stream broke, and so perhaps stored twice.
+    pub(super) perhaps_twice: u64,
+}
+
+/// What the server's refusal means for a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It will be sent again: there is no room for it now, or its server stops.
+    ForNow,
+    /// It never will: the message itself is refused.
+    ForGood,
+    /// No such publish is without an answer.
+    Unknown,
+}
+
+impl Window {
+    /// Whether another publish may be added.
+    pub(super) fn has_room(&self) -> bool {
+        self.unanswered() < MAX_MESSAGES && self.bytes < MAX_BYTES
+    }
+
+    /// Takes a publish, by a number that rises.
+    pub(super) fn add(&mut self, number: u64, data: DataMessage) {
+        let size = size(&data);
+        self.bytes += size;
+        let data = DataMessage { id: number, ..data };
+        self.queue.insert(number, Publish { data, size, may_be_stored: false });
+    }
+
+    /// Whether there is something to send.
+    pub(super) fn has_next(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// The next publish to send; it has been sent then.
+    pub(super) fn next(&mut self) -> Option<StreamMessage> {
+        let (number, publish) = self.queue.pop_first()?;
+        let frame = StreamMessage { kind: Some(Kind::Data(publish.data.clone())) };
+        self.sent.insert(number, publish);
+        Some(frame)
+    }
+
+    /// The server has accepted a publish. `false`: no such publish is without an answer.
+    pub(super) fn accept(&mut self, number: u64) -> bool {
+        let Some(publish) = self.sent.remove(&number) else { return false };
+        self.bytes -= publish.size;
+        self.counts.accepted += 1;
+        self.counts.perhaps_twice += u64::from(publish.may_be_stored);
+        true
+    }
+
+    /// The server has refused a publish, with this code.
+    pub(super) fn refuse(&mut self, number: u64, code: Code) -> Refusal {
+        let Some(publish) = self.sent.remove(&number) else { return Refusal::Unknown };
+        if matches!(code, Code::ResourceExhausted | Code::Unavailable) {
+            self.queue.insert(number, publish);
+            Refusal::ForNow
+        } else {
+            self.bytes -= publish.size;
+            Refusal::ForGood
+        }
+    }
+
+    /// The stream broke: what it had sent without an answer is sent again, before all else.
+    pub(super) fn stream_broke(&mut self) {
+        let sent = std::mem::take(&mut self.sent).into_iter();
+        self.queue.extend(sent.map(|(number, publish)| (number, Publish { may_be_stored: true, ..publish })));
+    }
+
+    /// Publishes without an answer, sent or not.
+    pub(super) fn unanswered(&self) -> usize {
+        self.queue.len() + self.sent.len()
+    }
+
+    /// What became of all others.
+    pub(super) const fn counts(&self) -> Counts {
+        self.counts
+    }
+}
+
+/// Bytes of payload and attributes, as the server counts them.
+pub(super) fn size(data: &DataMessage) -> usize {
+    data.payload.len() + data.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(numbers: impl IntoIterator<Item = u64>) -> Window {
+        let mut window = Window::default();
+        for number in numbers {
+            window.add(number, DataMessage { payload: number.to_string().into(), ..DataMessage::default() });
+        }
+        window
+    }
+
+    /// Sends all that is to be sent; their numbers.
+    fn send(window: &mut Window) -> Vec<u64> {
+        let frames = std::iter::from_fn(|| window.next());
+        let number = |frame: StreamMessage| match frame.kind {
+            Some(Kind::Data(data)) => data.id,
+            other => panic!("{other:?} is no publish"),
+        };
+        frames.map(number).collect()
+    }
+
+    #[test]
+    fn publishes_are_sent_once_in_their_order() {
+        let mut window = of(1..=3);
+        assert_eq!((send(&mut window), send(&mut window)), (vec![1, 2, 3], vec![]));
+        assert_eq!(window.unanswered(), 3);
+    }
+
+    #[test]
+    fn an_answer_settles_its_publish_and_no_other() {
+        let mut window = of(1..=2);
+        send(&mut window);
+        assert!(window.accept(2));
+        assert!(!window.accept(2), "only once");
+        assert!(!window.accept(9));
+        assert_eq!((window.unanswered(), window.counts().accepted), (1, 1));
+    }
+
+    #[test]
+    fn after_a_broken_stream_all_without_an_answer_is_sent_again_and_may_be_stored_twice() {
+        let mut window = of(1..=3);
+        send(&mut window);
+        window.accept(2);
+        window.add(4, DataMessage::default());
+        window.stream_broke();
+        assert_eq!(send(&mut window), [1, 3, 4]);
+        for number in [1, 3, 4] {
+            window.accept(number);
+        }
+        assert_eq!(window.counts(), Counts { accepted: 4, perhaps_twice: 2 });
+    }
+
+    #[test]
+    fn what_finds_no_room_is_sent_again_in_its_order_and_is_stored_once() {
+        let mut window = of(1..=4);
+        send(&mut window);
+        assert_eq!(window.refuse(3, Code::ResourceExhausted), Refusal::ForNow);
+        assert_eq!(window.refuse(1, Code::Unavailable), Refusal::ForNow);
+        assert_eq!(send(&mut window), [1, 3]);
+        window.accept(1);
+        assert_eq!(window.counts(), Counts { accepted: 1, perhaps_twice: 0 });
+    }
+
+    #[test]
+    fn what_is_refused_for_itself_is_not_sent_again() {
+        let mut window = of([1]);
+        send(&mut window);
+        assert_eq!(window.refuse(1, Code::InvalidArgument), Refusal::ForGood);
+        assert_eq!(window.refuse(1, Code::InvalidArgument), Refusal::Unknown);
+        assert_eq!((window.unanswered(), window.has_next()), (0, false));
+    }
+
+    #[test]
+    fn it_is_bounded_in_messages() {
+        let mut window = of(1..MAX_MESSAGES as u64);
+        assert!(window.has_room());
+        window.add(MAX_MESSAGES as u64, DataMessage::default());
+        assert!(!window.has_room());
+        send(&mut window);
+        assert!(!window.has_room(), "sent is not answered");
+        window.accept(1);
+        assert!(window.has_room());
+    }
+
+    #[test]
+    fn it_is_bounded_in_bytes() {
+        let mut window = Window::default();
+        let payload = bytes::Bytes::from(vec![0; MAX_BYTES]);
+        window.add(1, DataMessage { payload, ..DataMessage::default() });
+        assert!(!window.has_room());
+        send(&mut window);
+        window.refuse(1, Code::ResourceExhausted);
+        assert!(!window.has_room(), "what is sent again is still kept");
+        send(&mut window);
+        window.accept(1);
+        assert!(window.has_room());
+    }
+}
