@@ -139,6 +139,7 @@ class Consumer:
             StreamRefused: As in `run`.
             ServerUnreachable: As in `run`.
         """
+        self.__aiter__()  # `anext` may come first
         # Taking from a queue with something in it never waits. The event loop gets its turn all the same, so that
         # answers and extensions leave while an application without a single `await` works through a long queue.
         if time.monotonic() - self._last_turn > MAX_TURN:

@@ -35,6 +35,17 @@ async def running(server: FakeServer, handler: ackstream.Handler, concurrency: i
         await asyncio.wait([task])
 
 
+async def test_the_next_delivery_can_be_asked_for_at_once(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo")
+        first = asyncio.create_task(anext(consumer))
+        stream = await server.next_stream()
+        stream.accept()
+        stream.deliver(1)
+        assert (await first).id == 1
+        stream.end()
+
+
 async def test_the_first_frame_asks_for_the_subscription_a_window_and_batches(server: FakeServer) -> None:
     async with server.client() as client:
         aiter(

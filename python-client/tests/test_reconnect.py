@@ -78,7 +78,8 @@ async def test_a_server_that_never_answers_open_is_tried_again(server: FakeServe
         await server.next_stream()
         began = loop.time()
         await server.next_stream()
-        assert 10 <= loop.time() - began <= 10.2
+        took = round(loop.time() - began, 6)  # a loop runs its timers early by up to its clock's resolution
+        assert 10 <= took <= 10.2
 
 
 async def test_without_a_server_the_client_gives_up_after_connect_timeout(server: FakeServer) -> None:

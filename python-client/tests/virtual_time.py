@@ -10,7 +10,6 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._selector_with_clock = _JumpingSelector()
         super().__init__(self._selector_with_clock)
-        self._clock_resolution = 0.0  # this clock is exact; by a real one's resolution a timer may fire early
 
     def time(self) -> float:
         return self._selector_with_clock.now
