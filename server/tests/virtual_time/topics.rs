@@ -256,3 +256,74 @@ async fn a_demo_ends_when_all_its_subscriptions_have_settled_everything() {
     let (took, _b) = tokio::join!(async { timed(run).await.1 }, consume);
     assert!(took >= Duration::from_secs(3), "it waits for the second subscription: {took:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_is_stuck_and_full_holds_up_publishers_but_no_other_subscription() {
+    let small = Policy { max_backlog_messages: 3, ..Policy::default() };
+    let default = Policy::default;
+    let memory = server(&[("orders", &[("a", None, default()), ("b", None, default()), ("stuck", None, small)])]).await;
+    let mut a = consumer(&memory, "orders", "a").await;
+    let mut b = consumer(&memory, "orders", "b").await;
+    let mut stream = publisher(&memory, "orders").await;
+    for id in 1..=3 {
+        stream.publish(id, b"x").await;
+        stream.ack().await;
+        let (ids, took) = timed(async { (a.delivery().await.id, b.delivery().await.id) }).await;
+        assert_eq!(ids, (id, id));
+        assert_eq!(took, Duration::ZERO);
+    }
+    for id in 4..=100 {
+        stream.publish(id, b"y").await;
+        assert!(stream.nack().await.reason.contains("subscription \"stuck\""));
+    }
+    a.send(Kind::Nack(Nack { ack_id: 2, delay: Some(prost_types::Duration::default()), ..Nack::default() })).await;
+    let (again, took) = timed(a.delivery()).await;
+    assert_eq!((again.id, again.delivery_attempt, took), (2, 2, Duration::ZERO), "it keeps its latency");
+    for name in ["a", "b", "stuck"] {
+        assert_eq!(counts(&memory, "orders", name).0.published, 3, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn eight_poison_messages_arrive_in_a_dead_letter_topic_that_has_room_for_four() {
+    let names = ["s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8"];
+    let policy = Policy { max_retries: Some(2), ..Policy::default() };
+    let small = Policy { max_backlog_messages: 4, ..Policy::default() };
+    let under = names.map(|name| (name, Some("dead"), policy.clone()));
+    let memory = server(&[("orders", &under), ("dead", &[("dead", None, small)])]).await;
+    publish(&memory, "orders", DataMessage { payload: "poison".into(), ..DataMessage::default() }).await;
+    for name in names {
+        let mut consumer = consumer(&memory, "orders", name).await;
+        for attempt in 1..=3 {
+            assert_eq!(consumer.delivery().await.delivery_attempt, attempt);
+            let delay = Some(prost_types::Duration::default());
+            consumer.send(Kind::Nack(Nack { ack_id: 1, delay, ..Nack::default() })).await;
+        }
+        settle().await;
+    }
+    let dropped = || names.map(|name| counts(&memory, "orders", name).0.dropped).into_iter().sum::<u64>();
+    assert_eq!(dropped(), 4, "as many as fit");
+
+    let mut dead = consumer(&memory, "dead", "dead").await;
+    let mut arrived = Vec::new();
+    for id in 1..=8 {
+        let letter = dead.delivery().await;
+        let attempts: serde_json::Value =
+            serde_json::from_str(&letter.attributes["ackstream.origin.attempts"]).unwrap();
+        let outcomes: Vec<_> = attempts.as_array().unwrap().iter().map(|attempt| attempt["outcome"].clone()).collect();
+        assert_eq!(outcomes, ["nacked", "nacked", "nacked"]);
+        assert_eq!(
+            (letter.attributes["ackstream.origin.reason"].as_str(), letter.payload.as_ref()),
+            ("max_retries", &b"poison"[..])
+        );
+        arrived.push(letter.attributes["ackstream.origin.subscription"].clone());
+        dead.ack_message(id).await;
+    }
+
+    arrived.sort();
+    assert_eq!(arrived, names);
+    settle().await;
+    assert_eq!(dropped(), 8);
+    let left = names.map(|name| counts(&memory, "orders", name).1.messages()).into_iter().sum::<u64>();
+    assert_eq!(left, 0, "nothing is left, and nothing is lost");
+}
