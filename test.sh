@@ -18,7 +18,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf shellcheck compose wheel run)
+steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run)
 
 step_format() { cargo fmt --all --check; }
 
@@ -68,7 +68,7 @@ step_tools() {
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
 step_ruff() {
-  local elsewhere="prometheus grafana checks/compose grafana/check" settings="--config python-client/pyproject.toml"
+  local elsewhere="prometheus grafana checks/compose grafana/check examples" settings="--config python-client/pyproject.toml"
   # shellcheck disable=SC2086 # several words each
   (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
     "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere
@@ -105,6 +105,16 @@ step_compose() {
 }
 
 step_buf() { "$venv/bin/buf" lint; }
+
+# The consumer in Go, made and run as the README says.
+step_go() {
+  local version
+  version=$(go env GOVERSION 2>/dev/null) || { echo "SKIPPED: there is no go"; return 0; }
+  (cd examples/go && PATH="$venv/bin:$PATH" buf generate && test -z "$(gofmt -l main.go)" && go vet ./... && go build -o "$work/consumer" .) || return
+  echo "built with $version"
+  GO_CONSUMER="$work/consumer" ACKSTREAM_BIN="$binary" PYTHONPATH=python-client "$venv/bin/python" -m pytest -q \
+    -c python-client/pyproject.toml --rootdir . -p no:cacheprovider examples/go/tests
+}
 
 step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh .ci/run; }
 

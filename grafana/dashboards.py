@@ -551,6 +551,7 @@ PAGES = [constant("prometheus_page", "http://localhost:9090"), constant("jaeger_
 TO_PAGES = [
     link("Jaeger", "${jaeger_page}/search?service=ackstream-server", "All traces, in Jaeger's own page"),
     link("Alerts", "${prometheus_page}/alerts", "Every alert, with what to do"),
+    link("README", "/public/ackstream/README.txt", "What all of this is, and what to try"),
 ]
 
 

@@ -34,6 +34,7 @@ SERIES: dict[str, tuple[str, Labels]] = {
     "full": ("ackstream_consumers", {**SUBSCRIPTION, "state": "full"}),
     "max_retries": ("ackstream_config_max_retries", SUBSCRIPTION),
     "ack_deadline": ("ackstream_config_ack_deadline_seconds", SUBSCRIPTION),
+    "refused": ("ackstream_dead_letters_total", {**SUBSCRIPTION, "outcome": "refused"}),
     "rejected": ("ackstream_messages_rejected_total", {**TOPIC, "reason": "backlog_full"}),
     "up": ("up", SERVER),
 }
@@ -60,6 +61,7 @@ ALERTS: dict[str, Labels] = {
     "AckstreamDrops": {**SUBSCRIPTION, "severity": "ticket", "reason": "max_retries"},
     "AckstreamRetryStorm": {**SUBSCRIPTION, "severity": "ticket"},
     "AckstreamFallingBehind": {**SUBSCRIPTION, "severity": "ticket"},
+    "AckstreamDeadLetterTopicFull": {**SUBSCRIPTION, "severity": "ticket"},
 }
 
 # What differs from a healthy server, and the minutes at which alerts fire; at all other minutes they must be silent.
@@ -94,6 +96,22 @@ SCENARIOS: dict[str, tuple[dict[str, str], dict[str, range]]] = {
         {"acked": STOPS_AT_5, "ended": STOPS_AT_5, "outstanding": "0x20 300+300x100"},
         {"AckstreamNothingAcked": range(12, 30)},
     ),
+    "consumers that hang with full windows page after 5 minutes": (
+        {
+            "sent": STOPS_AT_5,
+            "ended": FIVE_MINUTES + "5000x100",
+            "acked": FIVE_MINUTES + "5000x100",
+            "outstanding": "0x20 1000x100",
+            "ready": "0x20 300+300x100",
+            "waiting": "1x20 0x100",
+            "full": "0x20 1x100",
+        },
+        {"AckstreamNothingAcked": range(12, 30)},
+    ),
+    "dead letters that find no room are a ticket": (
+        {"refused": "0x20 1+1x100"},
+        {"AckstreamDeadLetterTopicFull": range(8, 30)},
+    ),
     "nothing published and nothing acked pages nobody": (
         {"published": STOPS_AT_5, "sent": STOPS_AT_5, "ended": STOPS_AT_5, "acked": STOPS_AT_5},
         {},
@@ -125,6 +143,17 @@ SCENARIOS: dict[str, tuple[dict[str, str], dict[str, range]]] = {
         },
         {"AckstreamFallingBehind": range(12, 30)},
     ),
+    "so is one of a subscription whose retries are unlimited": (
+        {
+            "acked": FIVE_MINUTES + "6290+290x100",
+            "sent": FIVE_MINUTES + "6290+290x100",
+            "ended": FIVE_MINUTES + "6290+290x100",
+            "ready": "0x20 10+10x100",
+            "oldest": "0x20 300x100",
+            "max_retries": " ".join(["Inf"] * 121),
+        },
+        {"AckstreamFallingBehind": range(12, 30)},
+    ),
     "an old message in a backlog that does not grow is silent": (
         {"published": "1+300x120", "ready": "1x120", "oldest": "1x120"},
         {},
@@ -152,6 +181,7 @@ MAY_FIRE = {
     "AckstreamNothingAcked": range(10, 12),
     "AckstreamDrops": range(10, 12),
 }
+MAY_FIRE |= {"AckstreamDeadLetterTopicFull": range(5, 8)}
 MAY_FIRE |= {"AckstreamFallingBehind": range(10, 12), "AckstreamRetryStorm": range(15, 17)}
 MAY_FIRE |= {"AckstreamUnaccounted": range(6, 7), "AckstreamBacklogFull": range(7, 8), "AckstreamDown": range(7, 8)}
 

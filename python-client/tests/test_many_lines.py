@@ -1,4 +1,4 @@
-"""A million lines through `ackstream publish`, consumed by client.py: none is missing, also where streams break every second."""
+"""Many lines through `ackstream publish`, consumed by client.py: none is missing, also where streams break."""
 
 import asyncio
 import os

@@ -67,7 +67,10 @@ def test_nothing_of_the_machine_s_configuration_reaches_it(monkeypatch: pytest.M
 
 
 def test_what_the_server_refuses_is_an_error_with_its_words() -> None:
-    with pytest.raises(ServerFailed, match=r"ack_deadline = \"2 parsecs\".*must be a length of time"), server(ack_deadline="2 parsecs"):
+    with (
+        pytest.raises(ServerFailed, match=r"ack_deadline = .*parsecs.*must be a length of time"),
+        server(ack_deadline="2 parsecs"),
+    ):
         pass
     with pytest.raises(ServerFailed, match=r"topics.orders.*has no subscription"), server({"orders": {}}):
         pass

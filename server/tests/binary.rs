@@ -212,7 +212,11 @@ fn the_last_of_a_repeated_flag_counts() {
 fn a_command_that_there_is_not_is_answered_with_those_that_there_are() {
     let output = output(&["frobnicate"]);
     assert_eq!(output.status.code(), Some(64));
-    assert!(text(&output.stderr).ends_with("the commands are demo, serve and config\n"), "{output:?}");
+    assert!(
+        text(&output.stderr)
+            .ends_with("the commands are demo, serve, publish, consume, health, config and completions\n"),
+        "{output:?}"
+    );
 }
 
 #[test]

@@ -243,7 +243,10 @@ pub(super) fn number<T: FromStr>(text: &str) -> Result<T, String> {
 }
 
 pub(super) fn count(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "must be a whole number of messages; the commands are demo, serve and config".into())
+    text.parse().map_err(|_| {
+        "must be a whole number of messages; the commands are demo, serve, publish, consume, health, config and completions"
+            .into()
+    })
 }
 
 pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {
