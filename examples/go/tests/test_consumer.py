@@ -6,7 +6,6 @@ import urllib.request
 from subprocess import PIPE, Popen, run
 
 import pytest
-
 from ackstream.testing import Server, server
 
 pytestmark = pytest.mark.real_time
