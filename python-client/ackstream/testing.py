@@ -6,8 +6,8 @@
         with ackstream.testing.server({"orders": {"billing": {"max_retries": 1}}}) as server:
             ...  # ackstream.connect(server.target)
 
-The binary is the one that ACKSTREAM_BIN names, else `ackstream` on the PATH. The server knows nothing of the `ackstream.toml`,
-the `ACKSTREAM_*` and the `OTEL_*` variables of the machine.
+The binary is the one that ACKSTREAM_BIN names, else `ackstream` on the PATH. The server knows nothing of the machine's
+`ackstream.toml`, `ACKSTREAM_*` and `OTEL_*`.
 """
 
 import json

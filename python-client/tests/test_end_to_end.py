@@ -277,6 +277,29 @@ async def test_the_demo_client_and_a_publisher_go_on_after_a_server_that_was_ask
     assert received(client) == [1, 2, 3, 1, 2, 3]
 
 
+async def test_the_demo_client_goes_on_with_fifty_servers_one_after_the_other_each_stopped_under_load() -> None:
+    async with AsyncExitStack() as stack:
+        load = ("demo", "0", "--interval", "1ms", "--log-lines-per-second", "0")
+        current, target = await stack.enter_async_context(server(*load))
+        options = ("--drop-rate", "0", "--nack-rate", "0.1", "--seed", "7", "--delay", "5ms")
+        client = await stack.enter_async_context(demo_client(target, *options, "--log-lines-per-second", "100"))
+        for life in range(1, 51):
+            await client.line("onnected to", count=life)
+            # Its load: the generator began with the client, and this life has had an ack.
+            said = len(client.lines)
+            await until(lambda said=said: any("Sent ACK" in line for line in client.lines[said:]))  # type: ignore[misc]
+            current.terminate()
+            assert await current.exit_code() == 0
+            law = next(line for line in current.lines if " published = " in line)
+            published, *parts = (int(number) for number in re.findall(r"\d+", law))
+            assert published == sum(parts) > 0, law
+            if life < 50:
+                current, _ = await stack.enter_async_context(server(*load, listen=target))
+        client.terminate()
+        assert await client.exit_code() == 0
+    assert sum("Reconnected to" in line for line in client.lines) == 49
+
+
 async def test_the_demo_client_names_a_wrong_subscription_and_ends_with_64() -> None:
     async with server("serve") as (_, target), demo_client(target, "--subscription", "nope") as client:
         assert await client.exit_code() == 64

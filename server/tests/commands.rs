@@ -244,8 +244,8 @@ fn what_finds_a_backlog_full_is_published_when_there_is_room() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_line_is_lost_over_streams_that_break() {
-    const PARTS: usize = 10;
-    const LINES: usize = 2_000; // of a part
+    const PARTS: usize = 5;
+    const LINES: usize = 4_000; // of a part
     let server = Server::start("");
     let proxy = Proxy::before(server.process.address).await;
     let target = proxy.address.to_string();
@@ -269,7 +269,7 @@ async fn no_line_is_lost_over_streams_that_break() {
 
     assert_eq!(published.status.code(), Some(0), "{}", err(&published));
     assert!(err(&published).contains("broken streams)"), "{}", err(&published));
-    assert!(proxy.connections() > 2 * PARTS as u64 / 2, "{}", proxy.connections());
+    assert!(proxy.connections() > PARTS as u64, "{}", proxy.connections());
     let killed = Command::new("kill").args(["-TERM", &consuming.id().to_string()]).status().unwrap();
     assert!(killed.success());
     drop(printed);

@@ -66,11 +66,11 @@ pub async fn run(options: Options) -> Exit {
         max_batch_messages: MAX_BATCH,
         ..Open::default()
     };
-    let link = Link::new(options.peer.clone(), open);
+    let mut link = Link::new(options.peer.clone(), open);
     let now = Instant::now();
     let inbox = Inbox::new(options.count);
     let mut consumer = Consumer { options, inbox, output: Output::start(io::stdout()), last_printed: now, first: None };
-    consumer.run(&link, &mut signals).await
+    consumer.run(&mut link, &mut signals).await
 }
 
 struct Consumer {
@@ -91,7 +91,7 @@ enum Ended {
 }
 
 impl Consumer {
-    async fn run(&mut self, link: &Link, signals: &mut Signals) -> Exit {
+    async fn run(&mut self, link: &mut Link, signals: &mut Signals) -> Exit {
         loop {
             let stream = tokio::select! {
                 stream = link.open() => stream,

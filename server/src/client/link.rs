@@ -22,6 +22,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The upper bound of every wait: a restarted server is found within that time.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// A stream that lasted for so long was a good one: the waits begin anew. A server that breaks streams at once is not hammered.
+const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long a connection, and the answer to `open`, may take.
 const OPENED_WITHIN: Duration = Duration::from_secs(10);
 /// A silent server is asked for a sign of life this often, and has gone without one.
@@ -68,6 +70,10 @@ pub(super) struct Link {
     endpoint: Endpoint,
     peer: Peer,
     open: Open,
+    /// The upper bound of the next wait.
+    bound: Duration,
+    /// When the last stream was opened.
+    opened_at: Option<Instant>,
 }
 
 /// A stream that is open.
@@ -90,20 +96,29 @@ impl Link {
             .initial_connection_window_size(RECEIVE_WINDOW)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-        Self { endpoint, peer, open }
+        Self { endpoint, peer, open, bound: FIRST_WAIT, opened_at: None }
     }
 
-    /// Opens a stream, and tries again while that may help.
+    /// Opens a stream, after a wait where it is not the first, and tries again while that may help.
     ///
     /// # Errors
     ///
     /// Why there is none.
-    pub(super) async fn open(&self) -> Result<Stream, LinkError> {
-        let Peer { target, connect_timeout, .. } = &self.peer;
-        let (began, mut bound, mut said) = (Instant::now(), FIRST_WAIT, false);
+    pub(super) async fn open(&mut self) -> Result<Stream, LinkError> {
+        let Peer { target, connect_timeout, .. } = self.peer.clone();
+        let (began, mut said) = (Instant::now(), false);
+        if let Some(opened_at) = self.opened_at.take() {
+            if opened_at.elapsed() >= GOOD_AFTER {
+                self.bound = FIRST_WAIT;
+            }
+            self.wait(connect_timeout).await;
+        }
         loop {
             let status = match tokio::time::timeout(OPENED_WITHIN, self.try_open()).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => {
+                    self.opened_at = Some(Instant::now());
+                    return Ok(stream);
+                }
                 Ok(Err(status)) if is_final(status.code()) => return Err(LinkError::Refused(status)),
                 Ok(Err(status)) => status,
                 Err(_) => Status::unavailable(format!("no answer within {} s", OPENED_WITHIN.as_secs())),
@@ -111,14 +126,20 @@ impl Link {
             let why = format!("{target}: {}", status.message());
             let left = connect_timeout.saturating_sub(began.elapsed());
             if left.is_zero() {
-                return Err(LinkError::Unreachable { after: *connect_timeout, why });
+                return Err(LinkError::Unreachable { after: connect_timeout, why });
             }
-            if !std::mem::replace(&mut said, true) && began.elapsed() + bound < *connect_timeout {
-                say(&format!("{why}; trying again for {}", humantime::format_duration(*connect_timeout)));
+            if !std::mem::replace(&mut said, true) && left > self.bound {
+                say(&format!("{why}; trying again for {}", humantime::format_duration(connect_timeout)));
             }
-            tokio::time::sleep(jitter(bound).min(left)).await;
-            bound = (bound * 2).min(LONGEST_WAIT);
+            self.wait(left).await;
         }
+    }
+
+    /// Waits, for `longest` at most; the next wait may be twice as long.
+    async fn wait(&mut self, longest: Duration) {
+        let length = jitter(self.bound).min(longest);
+        self.bound = (self.bound * 2).min(LONGEST_WAIT);
+        tokio::time::sleep(length).await;
     }
 
     async fn try_open(&self) -> Result<Stream, Status> {

@@ -91,7 +91,7 @@ pub async fn run(options: Options) -> Exit {
         pause: None,
         bar: Bar::new(length, read_bytes, file.is_none()),
     };
-    let failed = publisher.run(&Link::new(peer, open), &mut signals).await.err();
+    let failed = publisher.run(&mut Link::new(peer, open), &mut signals).await.err();
     publisher.conclude(failed.as_ref())
 }
 
@@ -133,7 +133,7 @@ enum Ended {
 }
 
 impl Publisher {
-    async fn run(&mut self, link: &Link, signals: &mut Signals) -> Result<(), LinkError> {
+    async fn run(&mut self, link: &mut Link, signals: &mut Signals) -> Result<(), LinkError> {
         loop {
             let stream = tokio::select! {
                 stream = link.open() => stream?,
