@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,3 +101,18 @@ def test_a_binary_that_is_something_else_is_told_with_its_output(tmp_path: Path)
     other.chmod(0o755)
     with pytest.raises(ServerFailed, match="the server does not start\nI am something else"), server(binary=str(other)):
         pass
+
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_the_readme_s_test_and_its_blocking_program_work_as_they_stand() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (test,) = [block for block in blocks if "ackstream.testing" in block]
+    (program,) = [block for block in blocks if "publish_many" in block]
+    names: dict[str, Any] = {}
+    exec(test, names)  # noqa: S102 - it is ours, and what people copy
+    names["test_an_empty_order_becomes_a_dead_letter"]()
+    with server() as running:
+        exec(program.replace("ackstream.connect()", f"ackstream.connect({running.target!r})"), names)  # noqa: S102
+    assert names["ids"] == [1, 2]

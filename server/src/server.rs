@@ -126,7 +126,9 @@ impl Server {
             .as_ref()
             .map(|traces| Exporter::start(traces, settings.traces_per_second, Arc::clone(&trace_counts)))
             .transpose()?;
-        let foundation = Foundation { settings, clock, progress: &progress, exporter: exporter.as_ref() };
+        let subscriptions = settings.topics().iter().map(|topic| topic.subscriptions.len()).sum();
+        let foundation =
+            Foundation { settings, clock, progress: &progress, exporter: exporter.as_ref(), subscriptions };
         let broker = Arc::new(foundation.broker()?);
 
         let mut drivers = JoinSet::new();
@@ -295,6 +297,8 @@ struct Foundation<'a> {
     /// The progress of the demo's messages.
     progress: &'a Arc<Progress>,
     exporter: Option<&'a Exporter>,
+    /// How many subscriptions there are.
+    subscriptions: usize,
 }
 
 impl Foundation<'_> {
@@ -339,6 +343,7 @@ impl Foundation<'_> {
         let count = self.settings.demo_count.filter(|_| is_demo);
         let lines = Lines::new(owned(topic), owned(name), count, self.settings.log_lines)
             .with_dead_letters(dead_letter_topic.clone());
+        let lines = if self.subscriptions > 1 { lines.among_others() } else { lines };
         let progress = is_demo.then(|| Arc::clone(self.progress));
         let traces = self.exporter.map(|exporter| Traces::new(exporter.tracing().clone(), topic, epoch, name));
         let watch = Watch::new(lines, progress).with_traces(traces);

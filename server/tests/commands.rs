@@ -33,10 +33,16 @@ struct Server {
 
 impl Server {
     fn start(configuration: &str) -> Self {
+        Self::start_that_says(configuration, 0)
+    }
+
+    /// So many lines a second are about single messages.
+    fn start_that_says(configuration: &str, lines_per_second: u32) -> Self {
+        let lines = lines_per_second.to_string();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("test.toml");
         std::fs::write(&path, configuration).unwrap();
-        let process = Process::start(&["serve", "--log-lines-per-second", "0", "--config", path.to_str().unwrap()]);
+        let process = Process::start(&["serve", "--log-lines-per-second", &lines, "--config", path.to_str().unwrap()]);
         Self { process, _folder: folder }
     }
 
@@ -369,6 +375,29 @@ async fn a_dead_letter_queue_is_put_back_with_a_pipe() {
     drop(send);
     while let Ok(Some(_)) = next(&mut receive).await {}
     assert_eq!(server.stop("orders"), [6, 3, 3, 0, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_says_which_of_several_subscriptions_a_line_is_about() {
+    let mut server = Server::start_that_says(TOPICS, 100);
+    server.publish(&["--topic", "orders"], b"x");
+    let orders = Open { topic: "orders".into(), subscription: "orders".into(), ..Open::default() };
+    let (send, mut receive) = server.process.open(orders).await;
+    assert!(matches!(next(&mut receive).await, Ok(Some(Kind::Data(_)))));
+    let nack = Kind::Nack(Nack { ack_id: 1, drop: true, ..Nack::default() });
+    send.send(StreamMessage { kind: Some(nack) }).await.unwrap();
+    assert_eq!(out(&server.consume(&["--topic", "dead", "--subscription", "dead", "--count", "1"])), "x\n");
+    let said: Vec<_> = (0..5).map(|_| server.process.line()).collect();
+    assert_eq!(
+        said,
+        [
+            "[RUST SERVER] orders: Sent message 1",
+            "[RUST SERVER] orders: Received NACK for message 1",
+            "[RUST SERVER] orders: Dropped message 1 after 1 attempt: its consumer rejected it; topic dead has it",
+            "[RUST SERVER] dead: Sent message 1",
+            "[RUST SERVER] dead: Received ACK for message 1",
+        ]
+    );
 }
 
 #[test]

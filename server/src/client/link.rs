@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::{Peer, say};
@@ -67,7 +67,8 @@ impl std::error::Error for LinkError {}
 
 /// The way to one server.
 pub(super) struct Link {
-    endpoint: Endpoint,
+    /// Where the server may be, in the order in which to try.
+    endpoints: Vec<Endpoint>,
     peer: Peer,
     open: Open,
     /// The upper bound of the next wait.
@@ -89,14 +90,17 @@ pub(super) struct Stream {
 impl Link {
     /// To this server, with `open` as the first frame of each stream.
     pub(super) fn new(peer: Peer, open: Open) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", peer.target)).expect("a target is an authority");
-        let endpoint = endpoint
-            .connect_timeout(OPENED_WITHIN)
-            .initial_stream_window_size(RECEIVE_WINDOW)
-            .initial_connection_window_size(RECEIVE_WINDOW)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-        Self { endpoint, peer, open, bound: FIRST_WAIT, opened_at: None }
+        let endpoint = |authority: String| {
+            Endpoint::from_shared(format!("http://{authority}"))
+                .expect("a target is an authority")
+                .connect_timeout(OPENED_WITHIN)
+                .initial_stream_window_size(RECEIVE_WINDOW)
+                .initial_connection_window_size(RECEIVE_WINDOW)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        };
+        let endpoints = peer.target.authorities().into_iter().map(endpoint).collect();
+        Self { endpoints, peer, open, bound: FIRST_WAIT, opened_at: None }
     }
 
     /// Opens a stream, after a wait where it is not the first, and tries again while that may help.
@@ -142,8 +146,19 @@ impl Link {
         tokio::time::sleep(length).await;
     }
 
+    async fn connect(&self) -> Result<Channel, Status> {
+        let mut refused = Status::unavailable("there is nowhere to connect to");
+        for endpoint in &self.endpoints {
+            match endpoint.connect().await {
+                Ok(channel) => return Ok(channel),
+                Err(error) => refused = Status::unavailable(root_cause(&error)),
+            }
+        }
+        Err(refused)
+    }
+
     async fn try_open(&self) -> Result<Stream, Status> {
-        let channel = self.endpoint.connect().await.map_err(|error| Status::unavailable(root_cause(&error)))?;
+        let channel = self.connect().await?;
         let (say, frames) = mpsc::channel(FRAMES_WAITING);
         let open = StreamMessage { kind: Some(Kind::Open(self.open.clone())) };
         say.try_send(open).expect("the channel is new");

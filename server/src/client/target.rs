@@ -29,6 +29,18 @@ impl FromStr for Target {
     }
 }
 
+impl Target {
+    /// Where the server may be, in the order in which to try: a server listens on `[::1]` by default, and there are machines where
+    /// `localhost` means 127.0.0.1 alone.
+    pub(super) fn authorities(&self) -> Vec<String> {
+        let named = self.0.clone();
+        match self.0.strip_prefix("localhost:") {
+            Some(port) => vec![named, format!("[::1]:{port}")],
+            None => vec![named],
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -44,6 +56,13 @@ mod tests {
         for text in ["localhost:50051", "[::1]:50051", "10.1.2.3:1", "broker.example:65535"] {
             assert_eq!(text.parse::<Target>().map(|target| target.to_string()), Ok(text.to_owned()));
         }
+    }
+
+    #[test]
+    fn localhost_is_looked_for_at_the_loopback_address_of_ipv6_too() {
+        let authorities = |text: &str| text.parse::<Target>().unwrap().authorities();
+        assert_eq!(authorities("localhost:5"), ["localhost:5", "[::1]:5"]);
+        assert_eq!(authorities("10.1.2.3:5"), ["10.1.2.3:5"]);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct LineLimits {
 pub struct Lines {
     topic: String,
     subscription: String,
+    /// What each line begins with: the subscription's name and a colon, or nothing where it is the only one.
+    prefix: String,
     /// Where its dead letters go; `None` where they are discarded.
     dead_letter_topic: Option<String>,
     /// How many messages the demo will send; `None` where it has no end, or there is none.
@@ -41,10 +43,11 @@ pub struct Lines {
 
 impl Lines {
     /// Lines of this subscription. A demo of `of` messages says "1/5" where others say "1".
-    pub const fn new(topic: String, subscription: String, of: Option<u64>, limits: LineLimits) -> Self {
+    pub fn new(topic: String, subscription: String, of: Option<u64>, limits: LineLimits) -> Self {
         Self {
             topic,
             subscription,
+            prefix: String::new(),
             dead_letter_topic: None,
             of,
             limits,
@@ -59,6 +62,12 @@ impl Lines {
     #[must_use]
     pub fn with_dead_letters(self, dead_letter_topic: Option<String>) -> Self {
         Self { dead_letter_topic, ..self }
+    }
+
+    /// The same, of one subscription among others: each line says which.
+    #[must_use]
+    pub fn among_others(self) -> Self {
+        Self { prefix: format!("{}: ", self.subscription), ..self }
     }
 
     /// When [`advance`](Self::advance) has something to say.
@@ -167,7 +176,8 @@ impl Lines {
             delivery_attempt = message.attempts,
             trace_id = context.as_ref().map(|context| &context[TRACE_ID]), // left out where there is none
             span_id = context.as_ref().map(|context| &context[SPAN_ID]),
-            "{}",
+            "{}{}",
+            self.prefix,
             text(message.id.0)
         );
     }
@@ -175,13 +185,15 @@ impl Lines {
     /// Says how many lines were left out since it was said the last time.
     pub fn say_what_was_left_out(&mut self) {
         if self.summary_due.take().is_some() {
-            let (topic, subscription, left_out) = (&self.topic, &self.subscription, std::mem::take(&mut self.left_out));
+            let Self { topic, subscription, prefix, .. } = &*self;
+            let left_out = self.left_out;
             info!(
                 topic,
                 subscription,
-                "... and {left_out} more lines about messages (log_lines_per_second = {})",
+                "{prefix}... and {left_out} more lines about messages (log_lines_per_second = {})",
                 self.limits.per_second
             );
+            self.left_out = 0;
         }
     }
 }
