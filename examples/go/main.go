@@ -48,7 +48,7 @@ func main() {
 	c := consumer{
 		client: ackstream.NewMessageStreamClient(conn),
 		open:   &ackstream.Open{Topic: *topic, Subscription: *subscription, MaxOutstandingMessages: window, ClientId: "go"},
-		left:   *count,
+		count:  *count,
 		handle: func(message *ackstream.DataMessage) { fmt.Printf("%s\n", message.Payload) },
 	}
 	if err := c.run(ctx); err != nil {
@@ -61,7 +61,9 @@ type consumer struct {
 	client ackstream.MessageStreamClient
 	open   *ackstream.Open
 	handle func(*ackstream.DataMessage)
-	left   int             // messages to handle before it leaves; 0 = without end
+	count  int             // it leaves after so many messages; 0 = without end
+	taken  int             // messages that were given to handle
+	acked  int             // and those of them that are done
 	epoch  uint64          // names one life of the topic's ids
 	done   map[uint64]bool // handled in this epoch; a program that runs for long keeps the last of them only
 }
@@ -126,6 +128,7 @@ func (c *consumer) consume(ctx context.Context) (bool, error) {
 	}()
 
 	held := map[uint64]bool{} // what waits for its turn, or is being handled
+	c.taken = c.acked         // what a broken stream left unfinished comes again
 	extend := time.NewTicker(opened.AckDeadline.AsDuration() / 3)
 	defer extend.Stop()
 	for {
@@ -134,7 +137,8 @@ func (c *consumer) consume(ctx context.Context) (bool, error) {
 			switch {
 			case c.done[message.Id]: // rule 3: it came again; its ack was lost
 				_ = stream.Send(ack(message.Id))
-			case !held[message.Id]:
+			case !held[message.Id] && (c.count == 0 || c.taken < c.count):
+				c.taken++
 				held[message.Id] = true
 				queue <- message
 			}
@@ -142,7 +146,7 @@ func (c *consumer) consume(ctx context.Context) (bool, error) {
 			delete(held, id)
 			c.done[id] = true
 			_ = stream.Send(ack(id)) // how the stream ended is read, not what a write met
-			if c.left--; c.left == 0 {
+			if c.acked++; c.acked == c.count {
 				return true, leave(stream, ended)
 			}
 		case <-extend.C: // rule 4: what takes longer than the deadline

@@ -298,7 +298,7 @@ ALL = {
 
 async def that_move(prometheus: Prometheus) -> set[str]:
     """Returns what shows more than 0 on one day or another."""
-    moving = set()
+    moving: set[str] = set()
     for dashboard, behind in ((DELIVERY, ""), (CLIENTS, "-client")):
         asked = [(title, query) for title, queries in dashboard.items() for query in queries]
         for (title, query), job in itertools.product(asked, JOBS):

@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 import ackstream
 from tests.collector import Collector, attributes, collecting
 from tests.processes import BINARY, TIMEOUT, running
+from tests.proxy import proxied
 
 pytestmark = [pytest.mark.real_time, pytest.mark.skipif(not BINARY, reason="ACKSTREAM_BIN names no binary")]
 
@@ -98,39 +99,6 @@ OPERATIONS = {"send": "send", "push": "send", "process": "process", "ack": "sett
 SERVERS = {"deliver", "push"}
 
 
-@asynccontextmanager
-async def breakable(target: str) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """A proxy that resets its connections when the event is set, and lives on."""
-    host, port = target.rsplit(":", 1)
-    reset = asyncio.Event()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
-        tasks = {
-            asyncio.create_task(pump(reader, upstream_writer)),
-            asyncio.create_task(pump(upstream_reader, writer)),
-            asyncio.create_task(reset.wait()),
-        }
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        reset.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        writer.transport.abort()
-        upstream_writer.transport.abort()
-
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}", reset
-    finally:
-        listener.close()
-
-
 async def tell_all_stories(collector: Collector) -> None:
     """Publishes a message for each story, one after the other, and handles it as its payload says."""
     endpoint = f"http://{collector.target}"
@@ -141,7 +109,7 @@ async def tell_all_stories(collector: Collector) -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(running(BINARY, "serve", *options, **environment))
         target = (await server.line(r"Starting gRPC server on (\S+)$"))[1]
-        proxied, reset = await stack.enter_async_context(breakable(target))
+        proxy = await stack.enter_async_context(proxied(target))
 
         async def handle(delivery: ackstream.Delivery) -> None:
             match delivery.payload.decode(), delivery.attempt:
@@ -152,7 +120,7 @@ async def tell_all_stories(collector: Collector) -> None:
                 case "rejected", 1:
                     raise ackstream.Reject
                 case "released", 1:
-                    reset.set()
+                    proxy.reset()
                     await asyncio.sleep(TIMEOUT)  # cancelled with its stream, or answered in vain
                 case _:
                     pass
@@ -160,7 +128,7 @@ async def tell_all_stories(collector: Collector) -> None:
         connect = functools.partial(ackstream.connect, client_id="tester", tracer_provider=provider)
         publisher = await stack.enter_async_context(connect(target))
         for number, story in enumerate(TREES, 1):
-            consumer = await stack.enter_async_context(connect(proxied))
+            consumer = await stack.enter_async_context(connect(proxy.target))
             run = asyncio.create_task(consumer.consume("demo", "demo").run(handle, concurrency=4))
             await publisher.publish("demo", story.encode())
             settled = rf"(Received ACK for|Dropped) message {number}\b"

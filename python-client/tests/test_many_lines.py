@@ -3,8 +3,6 @@
 import asyncio
 import os
 import re
-import socket
-import struct
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +15,7 @@ import pytest
 from ackstream.testing import Server, server
 
 from .processes import BINARY, CLIENT
+from .proxy import Proxy, proxied
 
 pytestmark = [pytest.mark.real_time, pytest.mark.skipif(not BINARY, reason="ACKSTREAM_BIN names no binary")]
 
@@ -25,9 +24,6 @@ LINES = int(os.environ.get("ACKSTREAM_TEST_LINES", "0"))
 
 PATIENCE = 600.0
 """Seconds for all lines: far beyond what they take, so that it only ends what hangs."""
-
-RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: a close is a reset, and what is under way is lost."""
 
 
 @contextmanager
@@ -46,46 +42,19 @@ def consuming(target: str, said: Path) -> Iterator[Popen[bytes]]:
 
 
 @asynccontextmanager
-async def proxy(target: str) -> AsyncIterator[tuple[str, list[int]]]:
+async def broken_every_second(target: str) -> AsyncIterator[tuple[str, list[int]]]:
     """A proxy that resets all connections every second; with its address, and how many connections each reset met."""
-    host, port = target.rsplit(":", 1)
-    writers: set[asyncio.StreamWriter] = set()
     resets: list[int] = []
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-            writer.write_eof()
-        except OSError:
-            pass  # reset
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream_reader, upstream_writer = await asyncio.open_connection(host, port)
-        both = {writer, upstream_writer}
-        writers.update(both)
-        await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
-        writers.difference_update(both)
-        for each in both:
-            each.close()
-
-    async def break_off() -> None:
+    async def break_off(proxy: Proxy) -> None:
         while True:
             await asyncio.sleep(1)
-            resets.append(len(writers) // 2)
-            for writer in writers:
-                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                writer.transport.abort()
+            resets.append(proxy.reset())
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-    breaker = asyncio.create_task(break_off())
-    try:
-        bound = listener.sockets[0].getsockname()
-        yield f"127.0.0.1:{bound[1]}", resets
-    finally:
+    async with proxied(target) as proxy:
+        breaker = asyncio.create_task(break_off(proxy))
+        yield proxy.target, resets
         breaker.cancel()
-        listener.close()
 
 
 def publish(target: str, lines: Path) -> str:
@@ -157,7 +126,7 @@ async def test_no_line_is_missing_where_every_stream_is_reset_every_second(tmp_p
     lines, said = numbered(count, tmp_path), tmp_path / "said"
     # Whatever a broken stream costs in retries, no message is dropped for it here.
     with server(log_lines_per_second=0, max_retries="unlimited") as running:
-        async with proxy(running.target) as (target, resets):
+        async with broken_every_second(running.target) as (target, resets):
             with consuming(target, said) as client:
                 summary = await asyncio.to_thread(publish, target, lines)
                 counts = await all_settled(running, client)
