@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import grpc
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import TracerProvider, format_span_id, format_trace_id, get_current_span
 
 import ackstream
 from ackstream._version import VERSION
 from client_environment import BadVariables, read_environment
 from client_options import BadOptions, Options, parse_options
-from client_output import GREEN, PREFIX, RED, YELLOW, Output, printable, shown
+from client_output import GREEN, PLAIN, PREFIX, RED, YELLOW, JsonFormatter, Output, printable, shown
 from client_tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def main() -> int:
         for problem in error.problems:
             print(f"{PREFIX} {problem}", file=sys.stderr)
         return EXIT_USAGE
-    output = Output(options.log_lines_per_second, options.log_summary_interval)
+    output = output_of(options)
+    if options.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter())
     if environment.ignored:
         output.say(f"Set, but not supported by this client: {', '.join(environment.ignored)}", YELLOW)
     try:
@@ -75,6 +78,12 @@ def main() -> int:
     finally:
         if exporter and (lost := stop_tracing(exporter)):
             output.say(f"{lost} span(s) were not exported", YELLOW)
+
+
+def output_of(options: Options) -> Output:
+    """Returns the output that the options ask for."""
+    as_json = options.log_format == "json"
+    return Output(options.log_lines_per_second, options.log_summary_interval, as_json=as_json)
 
 
 def serve_metrics(listen: tuple[str, int], output: Output) -> "Metrics":
@@ -158,7 +167,7 @@ class Demo:
         self.tracer_provider = tracer_provider
         self.seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
         self.tally = Tally()
-        self.output = output or Output(options.log_lines_per_second, options.log_summary_interval)
+        self.output = output or output_of(options)
         self.epoch = 0
         """The server's present life; a delivery of an earlier one can be answered no more."""
 
@@ -212,7 +221,12 @@ class Demo:
 
     async def handle(self, delivery: ackstream.Delivery) -> None:
         """Receives one delivery and answers it, or not, as the seed decides."""
-        say, tally = self.output.say_of_message, self.tally
+        tally = self.tally
+        fields = fields_of(delivery)
+
+        def say(line: str, colour: str = PLAIN) -> None:
+            self.output.say_of_message(line, colour, **fields)
+
         began = time.perf_counter()
         key = (delivery.epoch, delivery.id)
         if self.metrics:
@@ -291,6 +305,16 @@ class Demo:
                 if self.metrics:
                     self.metrics.discarded(event.count)
                 self.output.say(f"Discarded {event.count} answer(s) to messages of the server's earlier life", YELLOW)
+
+
+def fields_of(delivery: ackstream.Delivery) -> dict[str, str | int]:
+    """Returns what a line in JSON says of its message, with the span that handles it, where there is one."""
+    fields: dict[str, str | int] = {"topic": delivery.topic, "subscription": delivery.subscription}
+    fields |= {"message_id": delivery.id, "delivery_attempt": delivery.attempt}
+    context = get_current_span().get_span_context()
+    if context.is_valid:
+        fields |= {"trace_id": format_trace_id(context.trace_id), "span_id": format_span_id(context.span_id)}
+    return fields
 
 
 OUTCOMES = {"ack": "acked", "drop": "simulated_drop", "nack": "nacked", "fail": "failed"}

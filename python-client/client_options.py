@@ -43,6 +43,7 @@ class Options:
     seed: int | None
     connect_timeout: float
     metrics_listen: tuple[str, int] | None
+    log_format: str
     log_lines_per_second: int
     log_summary_interval: float
 
@@ -128,6 +129,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _log_format(text: str) -> str:
+    if text not in {"text", "json"}:
+        raise ValueError(f'{text!r} is not "text" or "json"')
+    return text
+
+
 def _extension(text: str) -> float:
     seconds = _duration(text)
     if seconds > LONGEST_EXTENSION:
@@ -186,6 +193,7 @@ OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "seed": (_seed, "", "decides which deliveries these are: the same seed tells the same story"),
     "connect-timeout": (_duration, "30s", "how long to go on without a server"),
     "metrics-listen": (_listen, "", "where Prometheus may ask for metrics, for example [::1]:9465; port 0 picks one"),
+    "log-format": (_log_format, "text", "text or json"),
     "log-lines-per-second": (_count, "1000", "lines about single messages, at most; 0 = none"),
     "log-summary-interval": (_interval, "1s", "after so long it says how many such lines were left out"),
 }

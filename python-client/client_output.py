@@ -1,10 +1,13 @@
-"""What client.py prints: lines for people, in colour on a terminal, and not too many about single messages."""
+"""What client.py prints: lines for people, in colour on a terminal, or JSON; not too many about single messages."""
 
 import asyncio
+import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 PREFIX = "[PYTHON CLIENT]"
 
@@ -13,19 +16,24 @@ MAX_SHOWN = 200
 
 GREEN, RED, YELLOW, PLAIN = "\033[32m", "\033[31m", "\033[33m", ""
 
+LEVELS = {GREEN: "INFO", RED: "WARN", YELLOW: "WARN", PLAIN: "INFO"}
+"""What a colour says in JSON, where the server's lines have a level, too."""
+
 
 class Output:
     """Lines on stdout; none, and a call of `on_closed`, when nobody reads them any more."""
 
-    def __init__(self, lines_per_second: int = 1_000, summary_interval: float = 1.0) -> None:
+    def __init__(self, lines_per_second: int = 1_000, summary_interval: float = 1.0, *, as_json: bool = False) -> None:
         """Makes an output.
 
         Args:
+            as_json: Each line is an object, with the keys of the server's lines.
             lines_per_second: Lines about single messages, at most; 0 = none.
             summary_interval: Seconds after which it says how many of those were left out.
         """
         self.on_closed: Callable[[], object] = lambda: None
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._as_json = as_json
         self._lines_per_second = lines_per_second
         self._summary_interval = summary_interval
         self._second = 0
@@ -33,14 +41,17 @@ class Output:
         self._left_out = 0
         self._summary: asyncio.TimerHandle | None = None
 
-    def say_of_message(self, line: str, colour: str = PLAIN) -> None:
-        """Prints one line about a single message, unless there were too many. Called where an event loop runs."""
+    def say_of_message(self, line: str, colour: str = PLAIN, **fields: str | int) -> None:
+        """Prints one line about a single message, unless there were too many. Called where an event loop runs.
+
+        `fields` say in JSON which message it is.
+        """
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._written = second, 0
         if self._written < self._lines_per_second:
             self._written += 1
-            self.say(line, colour)
+            self.say(line, colour, **fields)
             return
         self._left_out += 1
         if self._summary is None and self._lines_per_second:
@@ -54,21 +65,39 @@ class Output:
             left_out, self._summary, self._left_out = self._left_out, None, 0
             self.say(f"... and {left_out} more lines about messages (--log-lines-per-second {self._lines_per_second})")
 
-    def say(self, line: str, colour: str = PLAIN) -> None:
+    def say(self, line: str, colour: str = PLAIN, **fields: str | int) -> None:
         """Prints one line, at once."""
-        if self._colour and colour:
-            line = f"{colour}{line}\033[0m"
+        if self._as_json:
+            line = as_json(LEVELS[colour], line, **fields)
+        elif self._colour and colour:
+            line = f"{PREFIX} {colour}{line}\033[0m"
+        else:
+            line = f"{PREFIX} {line}"
         try:
             # ASCII where the terminal knows no more; a failing print would fail the message.
             encoding = sys.stdout.encoding or "ascii"
             line = line.encode(encoding, "backslashreplace").decode(encoding)
             # One write a line, also where stdout is not buffered: another process may write to the same terminal.
-            sys.stdout.write(f"{PREFIX} {line}\n")
+            sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
         except BrokenPipeError:
             # The interpreter flushes stdout when it ends: let it be into nothing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             self.on_closed()
+
+
+def as_json(level: str, line: str, **fields: str | int) -> str:
+    """Returns a line as the server's JSON has it."""
+    timestamp = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return json.dumps({"timestamp": timestamp, "level": level, "message": line, **fields})
+
+
+class JsonFormatter(logging.Formatter):
+    """What libraries log, in the same form."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = logging.Formatter("%(message)s").format(record)
+        return as_json("WARN" if record.levelno <= logging.WARNING else "ERROR", text)
 
 
 def shown(payload: bytes) -> str:

@@ -43,6 +43,7 @@ def test_the_defaults_drop_10_percent_of_the_topic_demo_on_this_machine() -> Non
         seed=None,
         connect_timeout=30.0,
         metrics_listen=None,
+        log_format="text",
         log_lines_per_second=1000,
         log_summary_interval=1.0,
     )

@@ -1,6 +1,7 @@
 """One trace per message, made by both sides: the real server and the demo client export to one collector."""
 
 import itertools
+import json
 import re
 import sys
 from collections import defaultdict
@@ -93,3 +94,21 @@ async def test_both_sides_make_one_tree_of_each_message(*, clean_ones_too: bool)
         assert len(failed) == deliveries[message] - (not dropped)
         assert names.count("ack") == (not dropped)
     assert {resource["service.name"] for resource in collector.resources} == {"ackstream-server", "ackstream-client"}
+
+
+async def test_lines_in_json_say_which_message_and_which_span_they_are_about() -> None:
+    async with collecting() as collector:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.target}"}
+        demo = (BINARY, "demo", "1", "--listen", "127.0.0.1:0", "--metrics-listen", "off")
+        async with running(*demo, **environment) as server:
+            target = (await server.line(r"^\[RUST SERVER\] Starting gRPC server on (\S+)$"))[1]
+            command = (sys.executable, str(CLIENT), "--target", target, "--drop-rate", "0", "--log-format", "json")
+            async with running(*command, **environment) as client:
+                assert await client.exit_code() == 0
+    lines = [json.loads(line) for line in client.lines]
+    assert all({"timestamp", "level", "message"} <= line.keys() for line in lines)
+    [acked] = [line for line in lines if line["message"] == "Sent ACK for message 1"]
+    [process] = [span for span in collector.spans if span.name == "process demo"]
+    ids = {"trace_id": process.trace_id.hex(), "span_id": process.span_id.hex()}
+    expected = {"level": "INFO", "topic": "demo", "subscription": "demo", "message_id": 1, "delivery_attempt": 1} | ids
+    assert expected.items() <= acked.items()
