@@ -25,7 +25,7 @@ from opentelemetry.trace import TracerProvider, format_span_id, format_trace_id,
 
 import ackstream
 from ackstream._version import VERSION
-from client_environment import BadVariables, read_environment
+from client_environment import BadVariables, Environment, read_environment
 from client_options import BadOptions, Options, parse_options
 from client_output import GREEN, PLAIN, PREFIX, RED, YELLOW, JsonFormatter, Output, printable, shown
 from client_tracing import start_tracing, stop_tracing
@@ -52,8 +52,7 @@ def main() -> int:
     logging.basicConfig(format=f"{PREFIX} %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("ackstream").addFilter(lambda record: not is_on_purpose(record))
     try:
-        options = parse_options(sys.argv[1:], os.environ)
-        environment = read_environment(os.environ)
+        options, environment = read_all()
         exporter = start_tracing(environment.traces, VERSION) if environment.traces else None
     except (BadOptions, BadVariables) as error:
         for problem in error.problems:
@@ -78,6 +77,23 @@ def main() -> int:
     finally:
         if exporter and (lost := stop_tracing(exporter)):
             output.say(f"{lost} span(s) were not exported", YELLOW)
+
+
+def read_all() -> tuple[Options, Environment]:
+    """Returns the options and what the standard variables ask for, or raises all of their problems at once."""
+    options, environment = None, None
+    problems: list[str] = []
+    try:
+        options = parse_options(sys.argv[1:], os.environ)
+    except BadOptions as error:
+        problems += error.problems
+    try:
+        environment = read_environment(os.environ)
+    except BadVariables as error:
+        problems += error.problems
+    if options is None or environment is None:
+        raise BadOptions(problems)
+    return options, environment
 
 
 def output_of(options: Options) -> Output:

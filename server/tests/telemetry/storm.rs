@@ -105,7 +105,9 @@ async fn publish(memory: Arc<Memory>) {
         let messages = (first..first + BATCH)
             .map(|id| DataMessage { id, payload: "storm".into(), ..DataMessage::default() })
             .collect();
-        stream.send(Kind::DataBatch(DataBatch { messages })).await;
+        if !stream.try_send(Kind::DataBatch(DataBatch { messages })).await {
+            return;
+        }
         for _ in 0..BATCH {
             if stream.next().await.is_err() {
                 return;
@@ -151,7 +153,7 @@ async fn act(stream: &mut Conversation, data: &DataMessage, dice: u64) {
         75..85 => Kind::Ack(AckMessage { ack_id: ack_id.saturating_sub(60), ..AckMessage::default() }),
         _ => return, // dropped silently
     };
-    stream.send(kind).await;
+    let _ = stream.try_send(kind).await; // how the stream ended is read next
 }
 
 fn chance(of: &[u64]) -> u64 {

@@ -144,6 +144,13 @@ impl Conversation {
         self.send_frame(StreamMessage { kind: Some(kind) }).await;
     }
 
+    /// The same, on a stream that the server may have ended. `false`: it has.
+    #[allow(dead_code, reason = "shared with the tests of telemetry")]
+    pub(crate) async fn try_send(&mut self, kind: Kind) -> bool {
+        let send = self.send.as_ref().expect("not half-closed");
+        send.send(StreamMessage { kind: Some(kind) }).await.is_ok()
+    }
+
     pub(crate) async fn send_frame(&mut self, frame: StreamMessage) {
         self.send.as_ref().expect("not half-closed").send(frame).await.expect("the stream is open");
     }
