@@ -285,6 +285,15 @@ impl Topic {
         accepted.inspect_err(|error| self.rejections.count(error.reason()))
     }
 
+    /// Whether all its subscriptions would take a message of so many bytes now.
+    pub fn has_room_for(&self, size: u32) -> bool {
+        self.subscriptions.iter().all(|subscription| {
+            let mut locked = subscription.lock();
+            let now = locked.now;
+            locked.check_room(size, now).is_ok()
+        })
+    }
+
     /// Publishes what another topic's subscription has given up. It is offered again where it is refused, so that it does not count
     /// among the rejected; and it kept the rules of a publish before it got the attributes of a dead letter.
     ///

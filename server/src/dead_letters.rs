@@ -52,8 +52,9 @@ impl DeadLetters {
     pub fn hand_over(&self, locked: &mut Locked<'_>) {
         let now = locked.now;
         for _ in 0..LETTERS_PER_LOCK {
+            // A million letters may wait for a topic that is full: what is refused is refused before it is written.
             let take = |message: &MessageView<'_, Arc<Message>>, reason| {
-                self.to.publish_dead_letter(self.write(message, reason)).is_ok()
+                self.to.has_room_for(message.size) && self.to.publish_dead_letter(self.write(message, reason)).is_ok()
             };
             if locked.offer_dead_letter(now, take).is_none() {
                 break;
