@@ -180,5 +180,9 @@ class Publications:
         return publication
 
 
+ORIGIN = frozenset(f"ackstream.origin.{name}" for name in ("topic", "subscription", "id", "reason", "attempts"))
+"""What the server has added to a dead letter; it counts against no bound when the message is published again."""
+
+
 def _size(attributes: Mapping[str, str]) -> int:
     return sum(len(name.encode()) + len(value.encode()) for name, value in attributes.items())

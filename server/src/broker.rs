@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use ackstream_core::{MessageId, Refusal};
 
-use crate::dead_letters::ORIGIN_ATTRIBUTES;
+use crate::dead_letters;
 use crate::message::Message;
 use crate::subscription::{Locked, Subscription};
 
@@ -321,12 +321,8 @@ impl Topic {
     /// Whether a message keeps all rules.
     fn check(&self, message: &Message) -> Result<(), PublishError> {
         // A dead letter is published again with what the server has added to it.
-        let added: Vec<_> = ORIGIN_ATTRIBUTES
-            .iter()
-            .filter_map(|name| message.attributes.get_key_value(*name))
-            .map(|(name, value)| name.len() + value.len())
-            .collect();
-        let count = message.attributes.len() - added.len();
+        let (added_bytes, added) = dead_letters::added(&message.attributes);
+        let count = message.attributes.len() - added;
         if count > MAX_ATTRIBUTES {
             return Err(PublishError::Invalid(format!(
                 "it has {count} attributes, at most {MAX_ATTRIBUTES} are allowed"
@@ -346,7 +342,7 @@ impl Topic {
                 )));
             }
         }
-        let size = message.size() - added.iter().sum::<usize>();
+        let size = message.size() - added_bytes;
         if size as u64 <= self.max_message_bytes {
             Ok(())
         } else {

@@ -308,7 +308,11 @@ impl Values<'_> {
         let mut attributes = BTreeMap::new();
         for attribute in self.matches.get_many::<String>("attribute").into_iter().flatten() {
             match attribute.split_once('=').filter(|(name, _)| !name.is_empty()) {
-                Some((name, value)) => _ = attributes.insert(name.to_owned(), value.to_owned()),
+                Some((name, value)) => {
+                    if attributes.insert(name.to_owned(), value.to_owned()).is_some() {
+                        self.wrong("attribute", attribute, "gives this name a second value".to_owned());
+                    }
+                }
                 None => self.wrong("attribute", attribute, "must be NAME=VALUE".to_owned()),
             }
         }

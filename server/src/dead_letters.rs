@@ -1,6 +1,7 @@
 //! Where a subscription's dead letters go: what it gave up is published to another topic, with attributes that say where it came from
 //! and what became of it there.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +26,12 @@ pub const ORIGIN_ATTEMPTS: &str = "ackstream.origin.attempts";
 /// The attributes that a dead letter has besides its publisher's. They count against no bound of a publish, so that whatever was
 /// given up can be published again as it is.
 pub const ORIGIN_ATTRIBUTES: [&str; 5] = [ORIGIN_TOPIC, ORIGIN_SUBSCRIPTION, ORIGIN_ID, ORIGIN_REASON, ORIGIN_ATTEMPTS];
+
+/// The bytes of those attributes among a message's, and how many there are.
+pub fn added(attributes: &BTreeMap<String, String>) -> (usize, usize) {
+    let added = ORIGIN_ATTRIBUTES.iter().filter_map(|name| attributes.get_key_value(*name));
+    added.fold((0, 0), |(bytes, count), (name, value)| (bytes + name.len() + value.len(), count + 1))
+}
 
 /// The most bytes that these attributes add to a message: 32 attempts of at most 118 bytes, two names of at most 255, and the rest.
 pub const MAX_ORIGIN_BYTES: u64 = 8 << 10;

@@ -198,7 +198,13 @@ fn unavailable(why: &str) -> Exit {
 }
 
 fn say(text: &str) -> Exit {
-    use std::io::Write as _;
-    let _ = std::io::stdout().write_all(text.as_bytes()); // a closed output has nobody to tell
-    Exit::Done
+    use std::io::{ErrorKind, Write as _};
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("ackstream: cannot print: {error}");
+            Exit::Refused
+        }
+        Ok(()) | Err(_) => Exit::Done, // a closed output has nobody to tell
+    }
 }

@@ -341,7 +341,9 @@ fn every_value_of_a_subscription_is_kept_within_its_bounds() {
             third(".max_retries = 2000 (file test.toml): must be at most 1000, or \"unlimited\""),
             third(".min_backoff = \"5s\" (file test.toml): must be at most max_backoff"),
             third(".max_backlog_messages = 0 (file test.toml): must be at least 1"),
-            third(": max_backlog_bytes must be at least max_message_bytes, or the largest message never fits"),
+            third(
+                ": max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead letter never fits"
+            ),
         ]
     );
 }
@@ -405,7 +407,10 @@ fn tables_where_values_are_expected_and_the_other_way_round_are_named() {
             "topics.c (file test.toml): has no subscription: add [topics.c.subscriptions.NAME]",
         ]
     );
-    assert_eq!(problems("topics = 5", &[], &[]).len(), 1);
+    assert_eq!(
+        problems("topics = 5", &[], &[]),
+        ["topics = 5 (file test.toml): must be a table: write [topics.T.subscriptions.S]"]
+    );
 }
 
 #[test]

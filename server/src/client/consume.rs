@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::inbox::{Inbox, Verdict};
 use super::link::{Link, LinkError, Stream, is_final};
-use super::output::{Output, Page, Printed};
+use super::output::{self, Output, Page, Printed};
 use super::{Peer, json, say};
 use crate::exit::Exit;
 use crate::process::Signals;
@@ -18,6 +18,8 @@ use crate::proto::{AckBatch, DataBatch, DataMessage, ExtendBatch, Open, StreamMe
 const WINDOW: u64 = 1_000;
 /// Whoever only looks holds what it has seen.
 const WINDOW_OF_LOOKERS: u64 = 1_000_000;
+/// Bytes of them, at most: so much may wait to be printed.
+const BYTES_OF_LOOKERS: u64 = 256 << 20;
 /// Deliveries in a frame: they are printed and acked together.
 const MAX_BATCH: u32 = 256;
 /// What only is looked at must not expire, as that would cost a retry: it is held for as long as a delivery may last, and given
@@ -48,6 +50,9 @@ pub struct Options {
 
 /// Prints until there is a reason to end, and returns how the process ends.
 pub async fn run(options: Options) -> Exit {
+    if output::is_closed() {
+        return Exit::Done; // what cannot be printed is not consumed
+    }
     let mut signals = match Signals::take_over() {
         Ok(signals) => signals,
         Err(error) => {
@@ -62,14 +67,14 @@ pub async fn run(options: Options) -> Exit {
         subscription: options.subscription.clone(),
         client_id: "ackstream consume".to_owned(),
         max_outstanding_messages: u32::try_from(window).expect("it is at most the larger window"),
-        max_outstanding_bytes: if options.no_ack { u64::MAX } else { 0 },
+        max_outstanding_bytes: if options.no_ack { BYTES_OF_LOOKERS } else { 0 },
         max_batch_messages: MAX_BATCH,
         ..Open::default()
     };
     let mut link = Link::new(options.peer.clone(), open);
     let now = Instant::now();
     let inbox = Inbox::new(options.count);
-    let mut consumer = Consumer { options, inbox, output: Output::start(io::stdout()), last_printed: now, first: None };
+    let mut consumer = Consumer { options, inbox, output: Output::start(), last_printed: now, first: None };
     consumer.run(&mut link, &mut signals).await
 }
 

@@ -14,7 +14,7 @@ pub(super) struct Inbox {
     seen: Seen,
     /// Given to be printed in this epoch, and not known to be printed.
     unprinted: HashSet<u64>,
-    /// Those of the present stream that are not printed, which must not expire before they are.
+    /// Those of the present stream that are not printed, which must not expire before they are, or before the stream ends.
     held: BTreeSet<u64>,
     /// Given to be printed, in all epochs.
     given: u64,
@@ -65,7 +65,8 @@ impl Inbox {
             return Verdict::Printed;
         }
         if self.count.is_some_and(|count| self.given >= count) {
-            return Verdict::Leave; // it is released when the stream ends
+            self.held.insert(id); // it is for others, at no cost in retries: kept until the stream ends
+            return Verdict::Leave;
         }
         self.given += 1;
         self.seen.insert(id);
@@ -185,7 +186,11 @@ mod tests {
     fn no_more_are_printed_than_were_asked_for() {
         let mut inbox = inbox(Some(2));
         assert_eq!([1, 2, 3].map(|id| inbox.deliver(id)), [Verdict::Print, Verdict::Print, Verdict::Leave]);
-        assert_eq!(inbox.held(), &BTreeSet::from([1, 2]), "the third may go to somebody else");
+        assert_eq!(
+            inbox.held(),
+            &BTreeSet::from([1, 2, 3]),
+            "the third goes to somebody else when the stream ends, and costs nothing"
+        );
         inbox.printed(1, &[1]);
         assert!(!inbox.is_complete());
         inbox.printed(1, &[2]);

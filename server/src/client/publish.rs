@@ -15,7 +15,7 @@ use tonic::Code;
 
 use super::input::{self, Form, Line};
 use super::link::{Link, LinkError, Stream, is_final};
-use super::window::{Refusal, Window, size};
+use super::window::{Left, Refusal, Window, bounded_size};
 use super::{Peer, say};
 use crate::exit::Exit;
 use crate::process::Signals;
@@ -67,11 +67,9 @@ pub async fn run(options: Options) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let (send, lines) = mpsc::channel(4);
     let read_bytes = Arc::new(AtomicU64::new(0));
-    let (form, counter) = (Form { json, attributes }, Arc::clone(&read_bytes));
-    // Not waited for: a read that blocks must not keep the process.
-    std::thread::spawn(move || input::read(BufReader::with_capacity(1 << 16, reader), &form, &send, &counter));
+    let from_stdin = length.is_none();
+    let input = Input::Unread(reader, Form { json, attributes }, Arc::clone(&read_bytes));
 
     let open = Open {
         topic: peer.topic.clone(),
@@ -83,13 +81,15 @@ pub async fn run(options: Options) -> Exit {
     let mut publisher = Publisher {
         topic: peer.topic.clone(),
         window: Window::default(),
-        lines: Some(lines),
+        input,
+        is_pipe: from_stdin && !io::stdin().is_terminal(),
         unreadable: None,
         interrupted: None,
         refused: 0,
         reconnects: 0,
+        told_to_wait: false,
         pause: None,
-        bar: Bar::new(length, read_bytes, file.is_none()),
+        bar: Bar::new(length, read_bytes, from_stdin),
     };
     let failed = publisher.run(&mut Link::new(peer, open), &mut signals).await.err();
     publisher.conclude(failed.as_ref())
@@ -110,8 +110,9 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), Stri
 struct Publisher {
     topic: String,
     window: Window,
-    /// `None`: the input has ended.
-    lines: Option<mpsc::Receiver<io::Result<Vec<Line>>>>,
+    input: Input,
+    /// What is in a pipe is gone when nobody takes it: it is read to its end, also by whoever is interrupted.
+    is_pipe: bool,
     /// The input broke off.
     unreadable: Option<io::Error>,
     /// When to give up, as somebody wants to end.
@@ -119,9 +120,49 @@ struct Publisher {
     /// Lines that were not accepted, and never will be.
     refused: u64,
     reconnects: u64,
+    /// Whether it was said that a backlog is full.
+    told_to_wait: bool,
     /// A backlog is full: until when not to publish, and how long that is.
     pause: Option<(Instant, Duration)>,
     bar: Bar,
+}
+
+/// What is published.
+enum Input {
+    /// Nobody has read anything yet: what is not published shall stay where it is.
+    Unread(Box<dyn Read + Send>, Form, Arc<AtomicU64>),
+    /// It is being read.
+    Lines(mpsc::Receiver<io::Result<Vec<Line>>>),
+    /// It has ended.
+    Ended,
+    /// Somebody does not want the rest.
+    Cut,
+}
+
+impl Input {
+    /// Begins to read, in a thread that is not waited for: a read that blocks must not keep the process.
+    fn begin(&mut self) {
+        if !matches!(self, Self::Unread(..)) {
+            return;
+        }
+        if let Self::Unread(reader, form, counter) = std::mem::replace(self, Self::Ended) {
+            let (send, lines) = mpsc::channel(4);
+            std::thread::spawn(move || input::read(BufReader::with_capacity(1 << 16, reader), &form, &send, &counter));
+            *self = Self::Lines(lines);
+        }
+    }
+
+    /// The next lines; never where there are no more.
+    async fn next(&mut self) -> Option<io::Result<Vec<Line>>> {
+        match self {
+            Self::Lines(lines) => lines.recv().await,
+            Self::Unread(..) | Self::Ended | Self::Cut => std::future::pending().await,
+        }
+    }
+
+    const fn is_over(&self) -> bool {
+        matches!(self, Self::Ended | Self::Cut)
+    }
 }
 
 /// How a conversation went.
@@ -152,9 +193,10 @@ impl Publisher {
 
     async fn converse(&mut self, mut stream: Stream, signals: &mut Signals) -> Result<Ended, LinkError> {
         let max_message_bytes = stream.opened.max_message_bytes;
+        self.input.begin();
         let mut ticks = tokio::time::interval(BAR_EVERY);
         loop {
-            if self.lines.is_none() && self.window.unanswered() == 0 {
+            if self.input.is_over() && self.window.unanswered() == 0 {
                 // All is answered: how the stream ends changes nothing.
                 let _ = stream.leave(LEAVE_WITHIN).await;
                 return Ok(Ended::Finished);
@@ -178,7 +220,7 @@ impl Publisher {
                 } else {
                     return Ok(Ended::Broke("it takes no more".to_owned()));
                 },
-                lines = next(&mut self.lines), if may_read => self.take(lines, max_message_bytes),
+                lines = self.input.next(), if may_read => self.take(lines, max_message_bytes),
                 () = sleep_until(paused.unwrap_or_else(Instant::now)), if paused.is_some() => {}
                 () = sleep_until(self.interrupted.unwrap_or_else(Instant::now)), if self.interrupted.is_some() => {
                     return Ok(Ended::Finished);
@@ -187,7 +229,9 @@ impl Publisher {
                     if self.interrupted.is_some() {
                         return Ok(Ended::Finished);
                     }
-                    self.lines = None;
+                    if !self.is_pipe {
+                        self.input = Input::Cut;
+                    }
                     self.interrupted = Some(Instant::now() + INTERRUPTED_WITHIN);
                 }
                 _ = ticks.tick() => self.bar.show(&self.window),
@@ -201,8 +245,8 @@ impl Publisher {
             Some(Ok(lines)) => {
                 for Line { number, message } in lines {
                     match message {
-                        Ok(data) if size(&data) as u64 > max_message_bytes => {
-                            let bytes = size(&data);
+                        Ok(data) if bounded_size(&data) as u64 > max_message_bytes => {
+                            let bytes = bounded_size(&data);
                             self.refuse(
                                 number,
                                 &format!("it has {bytes} bytes, this server takes at most {max_message_bytes}"),
@@ -214,7 +258,7 @@ impl Publisher {
                 }
             }
             Some(Err(error)) => self.unreadable = Some(error),
-            None => self.lines = None,
+            None => self.input = Input::Ended,
         }
     }
 
@@ -227,6 +271,9 @@ impl Publisher {
                 match self.window.refuse(ack_id, Code::from_i32(code)) {
                     Refusal::ForGood => self.refuse(ack_id, &reason),
                     Refusal::ForNow => {
+                        if !std::mem::replace(&mut self.told_to_wait, true) {
+                            self.bar.suspend(|| say(&format!("{reason}: trying again until there is room")));
+                        }
                         let (until, length) = self.pause.unwrap_or((Instant::now(), FIRST_PAUSE / 2));
                         if until <= Instant::now() {
                             let length = (length * 2).min(LONGEST_PAUSE); // one pause, however many were refused together
@@ -271,23 +318,23 @@ impl Publisher {
 
     /// Says what became of everything.
     fn conclude(self, failed: Option<&LinkError>) -> Exit {
-        let Self { topic, window, lines, unreadable, interrupted, refused, reconnects, bar, .. } = self;
+        let Self { topic, window, input, unreadable, refused, reconnects, bar, .. } = self;
         bar.clear();
-        let (counts, unanswered) = (window.counts(), window.unanswered());
+        let (counts, Left { uncertain, unpublished }) = (window.counts(), window.left());
         if let Some(failed) = failed {
             say(&failed.to_string());
         }
         if let Some(error) = &unreadable {
             say(&format!("the input cannot be read to its end: {error}"));
         }
-        let stopped = interrupted.is_some() || (failed.is_none() && lines.is_some());
+        let stopped = failed.is_none() && !matches!(input, Input::Ended);
         let twice = HumanCount(counts.perhaps_twice);
         let parts = [
             Some(format!("{} published to topic {topic}", HumanCount(counts.accepted))),
             (reconnects > 0).then(|| format!("{twice} of them perhaps stored twice ({reconnects} broken streams)")),
             (refused > 0).then(|| format!("{} refused", HumanCount(refused))),
-            (unanswered > 0)
-                .then(|| format!("{} without an answer: they may be stored or not", HumanCount(unanswered as u64))),
+            (uncertain > 0).then(|| format!("{} without an answer: they may be stored or not", HumanCount(uncertain))),
+            (unpublished > 0).then(|| format!("{} read and not published", HumanCount(unpublished))),
             stopped.then(|| "interrupted: what was not read is not published".to_owned()),
         ];
         say(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "));
@@ -295,17 +342,9 @@ impl Publisher {
             Some(LinkError::Unreachable { .. }) => Exit::Unavailable,
             Some(LinkError::Refused(_)) => Exit::Usage,
             None if unreadable.is_some() => Exit::NoInput,
-            None if refused > 0 || unanswered > 0 || stopped => Exit::Refused,
+            None if refused > 0 || uncertain + unpublished > 0 || stopped => Exit::Refused,
             None => Exit::Done,
         }
-    }
-}
-
-/// The next lines; never where the input has ended.
-async fn next(lines: &mut Option<mpsc::Receiver<io::Result<Vec<Line>>>>) -> Option<io::Result<Vec<Line>>> {
-    match lines {
-        Some(lines) => lines.recv().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tonic::Code;
 
+use crate::dead_letters;
 use crate::proto::stream_message::Kind;
 use crate::proto::{DataMessage, StreamMessage};
 
@@ -38,6 +39,15 @@ pub(super) struct Counts {
     pub(super) accepted: u64,
     /// Of those: sent again after a stream broke, and so perhaps stored twice.
     pub(super) perhaps_twice: u64,
+}
+
+/// Publishes without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// They were sent, and may be stored or not.
+    pub(super) uncertain: u64,
+    /// They were not sent, or refused for the time being: they are not stored.
+    pub(super) unpublished: u64,
 }
 
 /// What the server's refusal means for a publish.
@@ -110,15 +120,26 @@ impl Window {
         self.queue.len() + self.sent.len()
     }
 
+    /// What is left of them when nobody goes on.
+    pub(super) fn left(&self) -> Left {
+        let uncertain = self.sent.len() + self.queue.values().filter(|publish| publish.may_be_stored).count();
+        Left { uncertain: uncertain as u64, unpublished: (self.unanswered() - uncertain) as u64 }
+    }
+
     /// What became of all others.
     pub(super) const fn counts(&self) -> Counts {
         self.counts
     }
 }
 
-/// Bytes of payload and attributes, as the server counts them.
-pub(super) fn size(data: &DataMessage) -> usize {
+/// Bytes of payload and attributes.
+fn size(data: &DataMessage) -> usize {
     data.payload.len() + data.attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+}
+
+/// Those that count against the server's bound: what it has added to a dead letter does not.
+pub(super) fn bounded_size(data: &DataMessage) -> usize {
+    size(data) - dead_letters::added(&data.attributes).0
 }
 
 #[cfg(test)]
@@ -183,6 +204,17 @@ mod tests {
         assert_eq!(send(&mut window), [1, 3]);
         window.accept(1);
         assert_eq!(window.counts(), Counts { accepted: 1, perhaps_twice: 0 });
+    }
+
+    #[test]
+    fn what_is_left_is_not_stored_unless_it_was_sent_and_not_answered() {
+        let mut window = of(1..=4);
+        send(&mut window);
+        window.refuse(1, Code::ResourceExhausted);
+        window.accept(2);
+        window.stream_broke();
+        window.add(5, DataMessage::default());
+        assert_eq!(window.left(), Left { uncertain: 2, unpublished: 2 });
     }
 
     #[test]

@@ -171,16 +171,18 @@ impl Reading<'_> {
                 targets.insert(to.as_str());
             }
         }
+        // A dead letter goes to its topic, and may be put back into any.
+        let has_letters = !targets.is_empty();
+        let least = self.max_message_bytes + if has_letters { MAX_ORIGIN_BYTES } else { 0 };
         for topic in topics {
-            let is_target = targets.contains(topic.name.as_str());
-            let least = self.max_message_bytes + if is_target { MAX_ORIGIN_BYTES } else { 0 };
             for subscription in &topic.subscriptions {
                 let table = &self.tables[&(topic.name.clone(), subscription.name.clone())];
                 let max = subscription.policy.max_backlog_bytes;
-                if max == 0 || max >= least || (!is_target && !table.own.contains_key("max_backlog_bytes")) {
+                if max == 0 || max >= least || (!has_letters && !table.own.contains_key("max_backlog_bytes")) {
                     continue; // told of the policy, or of the top level
                 }
-                let what = if is_target { " and 8KiB, or the largest dead letter" } else { ", or the largest message" };
+                let what =
+                    if has_letters { " and 8KiB, or the largest dead letter" } else { ", or the largest message" };
                 let must = format!("max_backlog_bytes must be at least max_message_bytes{what} never fits");
                 values.wrong_name(table.path.trim_end_matches('.'), &must);
             }

@@ -132,7 +132,10 @@ impl<'a> Values<'a> {
         let all = self.figment.find_value("").ok().and_then(Value::into_dict).unwrap_or_default();
         let mut leaves = Vec::new();
         for (name, value) in all {
-            if name == TOPICS && matches!(value, Value::Dict(..)) {
+            if name == TOPICS {
+                if value.as_dict().is_none() {
+                    self.wrong(TOPICS, &value, "must be a table: write [topics.T.subscriptions.S]");
+                }
                 continue; // looked at where topics are read
             }
             collect_leaves(name, value, &mut leaves);
