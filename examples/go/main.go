@@ -40,6 +40,7 @@ func main() {
 	conn, err := grpc.NewClient(*target,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithNoProxy(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(32<<20)), // a message may have 16 MiB, a frame more
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}))
 	if err != nil {
 		log.Fatal(err)
@@ -137,7 +138,10 @@ func (c *consumer) consume(ctx context.Context) (bool, error) {
 			switch {
 			case c.done[message.Id]: // rule 3: it came again; its ack was lost
 				_ = stream.Send(ack(message.Id))
-			case !held[message.Id] && (c.count == 0 || c.taken < c.count):
+			case held[message.Id]:
+			case c.count > 0 && c.taken == c.count:
+				held[message.Id] = true // for others: kept from expiring until this stream ends
+			default:
 				c.taken++
 				held[message.Id] = true
 				queue <- message

@@ -185,4 +185,5 @@ ORIGIN = frozenset(f"ackstream.origin.{name}" for name in ("topic", "subscriptio
 
 
 def _size(attributes: Mapping[str, str]) -> int:
-    return sum(len(name.encode()) + len(value.encode()) for name, value in attributes.items())
+    own = ((name, value) for name, value in attributes.items() if name not in ORIGIN)
+    return sum(len(name.encode()) + len(value.encode()) for name, value in own)

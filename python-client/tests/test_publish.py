@@ -76,6 +76,15 @@ async def test_a_message_that_is_too_large_is_refused_by_name_and_the_stream_goe
     assert not raised.value.retryable
 
 
+async def test_what_the_server_has_added_to_a_dead_letter_counts_against_no_bound(server: FakeServer) -> None:
+    async with server.client() as client:
+        letter = {"ackstream.origin.topic": "x" * 100, "kind": "new"}
+        publish = asyncio.create_task(client.publish("demo", b"x" * 93, attributes=letter))
+        stream = await accepted(server, max_message_bytes=100)
+        stream.answer(stream.published)
+        assert await publish == 1
+
+
 @pytest.mark.parametrize(
     ("code", "retryable"), [("RESOURCE_EXHAUSTED", True), ("UNAVAILABLE", True), ("INVALID_ARGUMENT", False)]
 )
