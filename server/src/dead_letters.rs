@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ackstream_core::{Attempt, DropReason, MessageView, Outcome, Time};
+use ackstream_core::{Attempt, DropReason, MessageView, Time};
 use serde::Serialize;
 
 use crate::broker::Topic;
@@ -70,17 +70,13 @@ impl DeadLetters {
     }
 
     fn write(&self, dead: &MessageView<'_, Arc<Message>>, reason: DropReason) -> Message {
-        let reason = match reason {
-            DropReason::MaxRetries => "max_retries",
-            DropReason::Rejected => "rejected",
-        };
         let attempts: Vec<_> = dead.history.iter().map(EndedAttempt::of).collect();
         let mut attributes = dead.body.attributes.clone();
         attributes.extend([
             (ORIGIN_TOPIC.to_owned(), self.topic.clone()),
             (ORIGIN_SUBSCRIPTION.to_owned(), self.subscription.clone()),
             (ORIGIN_ID.to_owned(), dead.id.0.to_string()),
-            (ORIGIN_REASON.to_owned(), reason.to_owned()),
+            (ORIGIN_REASON.to_owned(), reason.name().to_owned()),
             (ORIGIN_ATTEMPTS.to_owned(), serde_json::to_string(&attempts).expect("plain values make JSON")),
         ]);
         Message { payload: dead.body.payload.clone(), attributes, number: None }
@@ -98,13 +94,8 @@ struct EndedAttempt {
 
 impl EndedAttempt {
     fn of(attempt: &Attempt) -> Self {
-        let outcome = match attempt.outcome {
-            Outcome::Acked => "acked",
-            Outcome::Nacked => "nacked",
-            Outcome::Expired => "expired",
-            Outcome::Released => "released",
-        };
-        Self { attempt: attempt.number, outcome, sent_at: text(attempt.sent_at), ended_at: text(attempt.ended_at) }
+        let (number, outcome) = (attempt.number, attempt.outcome.name());
+        Self { attempt: number, outcome, sent_at: text(attempt.sent_at), ended_at: text(attempt.ended_at) }
     }
 }
 

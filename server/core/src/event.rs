@@ -32,6 +32,28 @@ pub enum DropReason {
     Rejected,
 }
 
+impl Outcome {
+    /// Its name, in metrics, traces and attributes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Acked => "acked",
+            Self::Nacked => "nacked",
+            Self::Expired => "expired",
+            Self::Released => "released",
+        }
+    }
+}
+
+impl DropReason {
+    /// Its name, in metrics, traces and attributes.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MaxRetries => "max_retries",
+            Self::Rejected => "rejected",
+        }
+    }
+}
+
 /// How a consumer leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Leave {

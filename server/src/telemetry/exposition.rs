@@ -224,7 +224,7 @@ impl Series {
         let mut retried = Vec::new();
         for (attempt, label) in (2..).zip(["2", "3", "4", "5", "6+"]) {
             for after in [Outcome::Expired, Outcome::Nacked, Outcome::Released] {
-                let labels = [("delivery_attempt", label), ("reason", outcome_name(after))];
+                let labels = [("delivery_attempt", label), ("reason", after.name())];
                 retried.push((attempt, after, counter(&names::RETRIED, &labels)));
             }
         }
@@ -236,15 +236,16 @@ impl Series {
                 ignored.push((verb, reason, counter(&names::IGNORED, &labels)));
             }
         }
-        let dropped = [(DropReason::MaxRetries, "max_retries"), (DropReason::Rejected, "rejected")];
         Self {
             labels: own.map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).join(","),
             published: counter(&names::PUBLISHED, &[]),
             sent: counter(&names::SENT, &[]),
             retried,
             acked: counter(&names::ACKED, &[]),
-            dropped: dropped.map(|(reason, name)| (reason, counter(&names::DROPPED, &[("reason", name)]))).into(),
-            ended: OUTCOMES.map(|outcome| counter(&names::ENDED, &[("outcome", outcome_name(outcome))])),
+            dropped: [DropReason::MaxRetries, DropReason::Rejected]
+                .map(|reason| (reason, counter(&names::DROPPED, &[("reason", reason.name())])))
+                .into(),
+            ended: OUTCOMES.map(|outcome| counter(&names::ENDED, &[("outcome", outcome.name())])),
             dead_letters: [(true, "published"), (false, "refused")]
                 .map(|(taken, outcome)| (taken, counter(&names::DEAD_LETTERS, &[("outcome", outcome)]))),
             late_acks: counter(&names::LATE_ACKS, &[]),
@@ -291,15 +292,6 @@ impl Series {
 
 const SETTLED: [(Settled, &str); 2] = [(Settled::Acked, "acked"), (Settled::Dropped, "dropped")];
 const OUTCOMES: [Outcome; 4] = [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Released];
-
-const fn outcome_name(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Acked => "acked",
-        Outcome::Nacked => "nacked",
-        Outcome::Expired => "expired",
-        Outcome::Released => "released",
-    }
-}
 
 const fn ignore_name(reason: IgnoreReason) -> &'static str {
     match reason {

@@ -83,11 +83,11 @@ impl Record {
                 Status::Unset
             }
             End::Dropped(reason) => {
-                let (reason, why) = match reason {
-                    DropReason::MaxRetries => ("max_retries", "dropped: no retry is left"),
-                    DropReason::Rejected => ("rejected", "dropped: its consumer rejected it"),
+                let why = match reason {
+                    DropReason::MaxRetries => "dropped: no retry is left",
+                    DropReason::Rejected => "dropped: its consumer rejected it",
                 };
-                attributes.push(KeyValue::new("error.type", reason));
+                attributes.push(KeyValue::new("error.type", reason.name()));
                 Status::error(why)
             }
         };
@@ -117,15 +117,15 @@ impl Record {
             attributes.push(KeyValue::new("messaging.client.id", Value::from(Arc::clone(client_id))));
         }
         attributes.push(KeyValue::new("messaging.ackstream.delivery_attempt", i64::from(number)));
-        let (outcome, why) = match outcome {
-            Outcome::Acked => ("acked", ""),
-            Outcome::Nacked => ("nacked", "its consumer nacked it"),
-            Outcome::Expired => ("expired", "no ack came in time"),
-            Outcome::Released => ("released", "its consumer's stream broke"),
+        let why = match outcome {
+            Outcome::Acked => "",
+            Outcome::Nacked => "its consumer nacked it",
+            Outcome::Expired => "no ack came in time",
+            Outcome::Released => "its consumer's stream broke",
         };
-        attributes.push(KeyValue::new("messaging.ackstream.outcome", outcome));
+        attributes.push(KeyValue::new("messaging.ackstream.outcome", outcome.name()));
         if failed {
-            attributes.push(KeyValue::new("error.type", outcome));
+            attributes.push(KeyValue::new("error.type", outcome.name()));
         }
         let mut links = SpanLinks::default();
         let before = before.map(|before| self.context(self.trace.push_span(before)));
