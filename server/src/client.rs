@@ -1,19 +1,20 @@
 //! The commands that talk to a running server as any client does: `publish` and `consume`.
 //!
 //! ```text
-//!   publish:  input (a thread) ─▶ window (no I/O) ─▶ link ═══ Exchange ═══ server
-//!   consume:  server ═══ Exchange ═══ link ─▶ inbox (no I/O) ─▶ output (a thread)
+//!   publish:  input (a thread) ─▶ publications (no I/O) ─▶ link ═══ Exchange ═══ server
+//!   consume:  server ═══ Exchange ═══ link ─▶ holdings (no I/O) ─▶ output (a thread)
 //! ```
 
+mod backoff;
 pub mod consume;
-mod inbox;
+mod holdings;
 mod input;
 mod json;
 mod link;
 mod output;
+mod publications;
 pub mod publish;
 mod target;
-mod window;
 
 use std::time::Duration;
 

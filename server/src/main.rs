@@ -28,7 +28,7 @@ const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
-        Ok(invocation) => perform(invocation).into(),
+        Ok(invocation) => perform(invocation).unwrap_or_else(|problems| wrong(&problems)).into(),
         Err(answer) => {
             let _ = answer.print(); // a closed output has nobody to tell
             if answer.use_stderr() { Exit::Usage.into() } else { Exit::Done.into() }
@@ -36,43 +36,52 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(invocation: Invocation) -> Exit {
-    let Invocation { command, file, flags, mut problems } = invocation;
-    let layers = || Layers::read(file, std::env::vars_os(), flags);
+/// Does what was asked for.
+///
+/// # Errors
+///
+/// Everything that is wrong with the command line and the configuration; nothing was done.
+fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
+    let Invocation { command, file, flags, problems } = invocation;
+    let usage = if problems.is_empty() { Ok(()) } else { Err(problems) };
+    let config = || Config::load(&Layers::read(file, std::env::vars_os(), flags));
     process::fail_stop();
-    match command {
+    Ok(match command {
         Wanted::Demo | Wanted::Serve => {
+            let is_demo = command == Wanted::Demo;
+            let config = config().and_then(|config| config.suits(is_demo));
             let environment = Environment::read(std::env::vars_os());
-            let config = Config::load(&layers()).and_then(|config| config.suits(command == Wanted::Demo));
-            let config = known(config, &mut problems);
-            let Environment { traces, ignored } = known(environment, &mut problems).unwrap_or_default();
-            match config.filter(|_| problems.is_empty()) {
-                Some(mut config) => {
-                    config.settings.traces = traces;
-                    block_on(Builder::new_multi_thread(), run(command == Wanted::Demo, config, &ignored))
-                }
-                None => wrong(&problems),
-            }
+            let (((), mut config), Environment { traces, ignored }) = both(both(usage, config), environment)?;
+            config.settings.traces = traces;
+            block_on(Builder::new_multi_thread(), run(is_demo, config, &ignored))
         }
-        Wanted::Config => match known(Config::load(&layers()), &mut problems).filter(|_| problems.is_empty()) {
-            Some(config) => say(&config.to_string()),
-            None => wrong(&problems),
-        },
-        Wanted::Health(question) => match known(Config::load(&layers()), &mut problems).filter(|_| problems.is_empty())
-        {
-            Some(config) => block_on(Builder::new_current_thread(), ask(&question, &config)),
-            None => wrong(&problems),
-        },
-        _ if !problems.is_empty() => wrong(&problems),
-        Wanted::Publish(options) => block_on(Builder::new_current_thread(), publish::run(options)),
-        Wanted::Consume(options) => block_on(Builder::new_current_thread(), consume::run(options)),
-        Wanted::Completions(shell) => say(&cli::completions(shell)),
-    }
+        Wanted::Config => say(&both(usage, config())?.1.to_string()),
+        Wanted::Health(question) => {
+            let ((), config) = both(usage, config())?;
+            block_on(Builder::new_current_thread(), ask(&question, &config))
+        }
+        Wanted::Publish(options) => {
+            usage?;
+            block_on(Builder::new_current_thread(), publish::run(options))
+        }
+        Wanted::Consume(options) => {
+            usage?;
+            block_on(Builder::new_current_thread(), consume::run(options))
+        }
+        Wanted::Completions(shell) => {
+            usage?;
+            say(&cli::completions(shell))
+        }
+    })
 }
 
-/// The value, or its problems among all others.
-fn known<T>(result: Result<T, Vec<Problem>>, problems: &mut Vec<Problem>) -> Option<T> {
-    result.map_err(|more| problems.extend(more)).ok()
+/// Both, or all that is wrong with either.
+fn both<A, B>(one: Result<A, Vec<Problem>>, other: Result<B, Vec<Problem>>) -> Result<(A, B), Vec<Problem>> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
+        (Err(problems), Err(more)) => Err([problems, more].concat()),
+    }
 }
 
 fn wrong(problems: &[Problem]) -> Exit {

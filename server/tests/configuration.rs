@@ -321,7 +321,7 @@ fn names_of_subscriptions_are_unique_on_a_server() {
     assert_eq!(
         problems_of_orders("[topics.third.subscriptions.audit]\ndead_letter_topic = \"discard\""),
         [
-            "topics.third.subscriptions.audit: topic orders has a subscription of this name, and names are unique on a server"
+            "topics.third.subscriptions.audit (file test.toml): topic orders has a subscription of this name, and names are unique on a server"
         ]
     );
 }
@@ -342,7 +342,7 @@ fn every_value_of_a_subscription_is_kept_within_its_bounds() {
             third(".min_backoff = \"5s\" (file test.toml): must be at most max_backoff"),
             third(".max_backlog_messages = 0 (file test.toml): must be at least 1"),
             third(
-                ": max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead letter never fits"
+                " (file test.toml): max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead letter never fits"
             ),
         ]
     );
@@ -355,7 +355,7 @@ fn the_largest_dead_letter_fits_the_backlog_that_it_goes_to() {
             "[topics.dead.subscriptions.second]\nmax_backlog_bytes = \"1MiB\"\ndead_letter_topic = \"discard\""
         ),
         [
-            "topics.dead.subscriptions.second: max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead \
+            "topics.dead.subscriptions.second (file test.toml): max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead \
           letter never fits"
         ]
     );
@@ -387,9 +387,10 @@ fn names_that_nobody_could_use_are_refused() {
     assert_eq!(
         found,
         [
-            format!("topics.\"a b\": {must}"),
-            format!("topics.\"a b\".subscriptions._x: {must}"),
-            "topics.discard: no topic has this name: as a dead_letter_topic it stands for none".to_owned(),
+            format!("topics.\"a b\" (file test.toml): {must}"),
+            format!("topics.\"a b\".subscriptions._x (file test.toml): {must}"),
+            "topics.discard (file test.toml): no topic has this name: as a dead_letter_topic it stands for none"
+                .to_owned(),
         ]
     );
 }

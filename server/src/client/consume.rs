@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::inbox::{Inbox, Verdict};
+use super::holdings::{Holdings, Verdict};
 use super::link::{Link, LinkError, Stream, is_final};
 use super::output::{self, Output, Page, Printed};
 use super::{Peer, json, say};
@@ -22,9 +22,9 @@ const WINDOW_OF_LOOKERS: u64 = 1_000_000;
 const BYTES_OF_LOOKERS: u64 = 256 << 20;
 /// Deliveries in a frame: they are printed and acked together.
 const MAX_BATCH: u32 = 256;
-/// What only is looked at must not expire, as that would cost a retry: it is held for as long as a delivery may last, and given
-/// back before.
+/// What only is looked at must not expire, as that would cost a retry: it is held for as long as a delivery may last,
 const HOLD_FOR: Duration = ackstream_core::MAX_DELIVERY;
+/// and given back before.
 const LOOK_FOR: Duration = Duration::from_mins(55);
 /// How long the server may take to read the last acks.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
@@ -73,14 +73,14 @@ pub async fn run(options: Options) -> Exit {
     };
     let mut link = Link::new(options.peer.clone(), open);
     let now = Instant::now();
-    let inbox = Inbox::new(options.count);
-    let mut consumer = Consumer { options, inbox, output: Output::start(), last_printed: now, first: None };
+    let holdings = Holdings::new(options.count);
+    let mut consumer = Consumer { options, holdings, output: Output::start(), last_printed: now, first: None };
     consumer.run(&mut link, &mut signals).await
 }
 
 struct Consumer {
     options: Options,
-    inbox: Inbox,
+    holdings: Holdings,
     output: Output,
     last_printed: Instant,
     /// When the first message came that is still held by whoever only looks.
@@ -121,7 +121,7 @@ impl Consumer {
     }
 
     async fn converse(&mut self, mut stream: Stream, signals: &mut Signals) -> Result<Ended, LinkError> {
-        self.inbox.opened(stream.opened.epoch);
+        self.holdings.opened(stream.opened.epoch);
         self.first = None;
         self.last_printed = Instant::now(); // time without a server is no time without a message
         let deadline = stream.opened.ack_deadline.and_then(|length| Duration::try_from(length).ok());
@@ -145,7 +145,7 @@ impl Consumer {
                     None => unreachable!("the thread tells of its end"),
                 },
                 _ = extensions.tick() => {
-                    let held: Vec<u64> = self.inbox.held().iter().copied().collect();
+                    let held: Vec<u64> = self.holdings.held().iter().copied().collect();
                     extend(&stream, held, None).await;
                 }
                 () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => {}
@@ -156,12 +156,12 @@ impl Consumer {
 
     fn reason_to_end(&self) -> Option<Exit> {
         let timed_out = self.next_reason_by_time().is_some_and(|end| end <= Instant::now());
-        (self.inbox.is_complete() || timed_out).then_some(Exit::Done)
+        (self.holdings.is_complete() || timed_out).then_some(Exit::Done)
     }
 
     /// When nothing has come for too long, or what is looked at would expire.
     fn next_reason_by_time(&self) -> Option<Instant> {
-        let nothing_came = self.options.wait.filter(|_| self.inbox.is_idle()).map(|wait| self.last_printed + wait);
+        let nothing_came = self.options.wait.filter(|_| self.holdings.is_idle()).map(|wait| self.last_printed + wait);
         let looked = self.first.map(|first| first + LOOK_FOR);
         nothing_came.into_iter().chain(looked).min()
     }
@@ -186,10 +186,10 @@ impl Consumer {
     }
 
     async fn delivered(&mut self, messages: &[DataMessage], stream: &Stream) {
-        let mut page = Page { epoch: self.inbox.epoch(), ids: Vec::new(), text: Vec::new() };
+        let mut page = Page { epoch: self.holdings.epoch(), ids: Vec::new(), text: Vec::new() };
         let mut printed_before = Vec::new();
         for message in messages {
-            match self.inbox.deliver(message.id) {
+            match self.holdings.deliver(message.id) {
                 Verdict::Print => {
                     page.ids.push(message.id);
                     if self.options.json {
@@ -214,7 +214,7 @@ impl Consumer {
 
     async fn printed(&mut self, Printed { epoch, ids }: Printed, stream: &Stream) {
         self.last_printed = Instant::now();
-        if self.inbox.printed(epoch, &ids) {
+        if self.holdings.printed(epoch, &ids) {
             self.answer(ids, stream).await;
         }
     }
@@ -238,9 +238,9 @@ impl Consumer {
 
     /// What was delivered before the server finished is printed, though it can be acked no more.
     async fn print_the_rest(&mut self) -> Exit {
-        while !self.inbox.is_idle() {
+        while !self.holdings.is_idle() {
             match self.output.printed.recv().await {
-                Some(Ok(Printed { epoch, ids })) => _ = self.inbox.printed(epoch, &ids),
+                Some(Ok(Printed { epoch, ids })) => _ = self.holdings.printed(epoch, &ids),
                 Some(Err(error)) => return exit_of(&error),
                 None => unreachable!("the thread tells of its end"),
             }

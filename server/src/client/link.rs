@@ -9,6 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
+use super::backoff::Backoff;
 use super::{Peer, say};
 use crate::proto::message_stream_client::MessageStreamClient;
 use crate::proto::stream_message::Kind;
@@ -17,13 +18,6 @@ use crate::proto::{Open, Opened, StreamMessage};
 /// How long a client goes on without a server, unless it is told otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The upper bound of the first wait between two attempts; it doubles with each, and each wait is drawn evenly from 0 to the bound.
-/// Full jitter spreads the clients of a restarted server best ("Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// The upper bound of every wait: a restarted server is found within that time.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// A stream that lasted for so long was a good one: the waits begin anew. A server that breaks streams at once is not hammered.
-const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// How long a connection, and the answer to `open`, may take.
 const OPENED_WITHIN: Duration = Duration::from_secs(10);
 /// A silent server is asked for a sign of life this often, and has gone without one.
@@ -71,8 +65,7 @@ pub(super) struct Link {
     endpoints: Vec<Endpoint>,
     peer: Peer,
     open: Open,
-    /// The upper bound of the next wait.
-    bound: Duration,
+    backoff: Backoff,
     /// When the last stream was opened.
     opened_at: Option<Instant>,
 }
@@ -100,7 +93,7 @@ impl Link {
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         };
         let endpoints = peer.target.authorities().into_iter().map(endpoint).collect();
-        Self { endpoints, peer, open, bound: FIRST_WAIT, opened_at: None }
+        Self { endpoints, peer, open, backoff: Backoff::new(), opened_at: None }
     }
 
     /// Opens a stream, after a wait where it is not the first, and tries again while that may help.
@@ -112,9 +105,7 @@ impl Link {
         let Peer { target, connect_timeout, .. } = self.peer.clone();
         let (began, mut said) = (Instant::now(), false);
         if let Some(opened_at) = self.opened_at.take() {
-            if opened_at.elapsed() >= GOOD_AFTER {
-                self.bound = FIRST_WAIT;
-            }
+            self.backoff.stream_lasted(opened_at.elapsed());
             self.wait(connect_timeout).await;
         }
         loop {
@@ -132,7 +123,7 @@ impl Link {
             if left.is_zero() {
                 return Err(LinkError::Unreachable { after: connect_timeout, why });
             }
-            if !std::mem::replace(&mut said, true) && left > self.bound {
+            if !std::mem::replace(&mut said, true) && left > self.backoff.bound() {
                 say(&format!("{why}; trying again for {}", humantime::format_duration(connect_timeout)));
             }
             self.wait(left).await;
@@ -141,9 +132,9 @@ impl Link {
 
     /// Waits, for `longest` at most; the next wait may be twice as long.
     async fn wait(&mut self, longest: Duration) {
-        let length = jitter(self.bound).min(longest);
-        self.bound = (self.bound * 2).min(LONGEST_WAIT);
-        tokio::time::sleep(length).await;
+        let drawn = getrandom::u32().unwrap_or(u32::MAX); // without random numbers: the longest wait
+        let length = self.backoff.next(f64::from(drawn) / f64::from(u32::MAX));
+        tokio::time::sleep(length.min(longest)).await;
     }
 
     async fn connect(&self) -> Result<Channel, Status> {
@@ -195,12 +186,6 @@ pub(super) const fn is_final(code: Code) -> bool {
         code,
         Code::InvalidArgument | Code::NotFound | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
     )
-}
-
-/// A part of `bound`, drawn evenly.
-fn jitter(bound: Duration) -> Duration {
-    let drawn = getrandom::u32().unwrap_or(u32::MAX); // without random numbers: the longest wait
-    bound.mul_f64(f64::from(drawn) / f64::from(u32::MAX))
 }
 
 /// The innermost error, which says what happened.

@@ -15,7 +15,7 @@ use tonic::Code;
 
 use super::input::{self, Form, Line};
 use super::link::{Link, LinkError, Stream, is_final};
-use super::window::{Left, Refusal, Window, bounded_size};
+use super::publications::{Left, Publications, Refusal, bounded_size};
 use super::{Peer, say};
 use crate::exit::Exit;
 use crate::process::Signals;
@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> Exit {
     };
     let mut publisher = Publisher {
         topic: peer.topic.clone(),
-        window: Window::default(),
+        publications: Publications::default(),
         input,
         is_pipe: from_stdin && !io::stdin().is_terminal(),
         unreadable: None,
@@ -109,7 +109,7 @@ fn open(file: Option<&Path>) -> Result<(Box<dyn Read + Send>, Option<u64>), Stri
 
 struct Publisher {
     topic: String,
-    window: Window,
+    publications: Publications,
     input: Input,
     /// What is in a pipe is gone when nobody takes it: it is read to its end, also by whoever is interrupted.
     is_pipe: bool,
@@ -142,14 +142,15 @@ enum Input {
 impl Input {
     /// Begins to read, in a thread that is not waited for: a read that blocks must not keep the process.
     fn begin(&mut self) {
-        if !matches!(self, Self::Unread(..)) {
-            return;
-        }
-        if let Self::Unread(reader, form, counter) = std::mem::replace(self, Self::Ended) {
-            let (send, lines) = mpsc::channel(4);
-            std::thread::spawn(move || input::read(BufReader::with_capacity(1 << 16, reader), &form, &send, &counter));
-            *self = Self::Lines(lines);
-        }
+        *self = match std::mem::replace(self, Self::Ended) {
+            Self::Unread(reader, form, counter) => {
+                let (send, lines) = mpsc::channel(4);
+                let reader = BufReader::with_capacity(1 << 16, reader);
+                std::thread::spawn(move || input::read(reader, &form, &send, &counter));
+                Self::Lines(lines)
+            }
+            begun @ (Self::Lines(_) | Self::Ended | Self::Cut) => begun,
+        };
     }
 
     /// The next lines; never where there are no more.
@@ -183,7 +184,7 @@ impl Publisher {
             match self.converse(stream, signals).await? {
                 Ended::Finished => return Ok(()),
                 Ended::Broke(why) => {
-                    self.window.stream_broke();
+                    self.publications.stream_broke();
                     self.reconnects += 1;
                     self.bar.suspend(|| say(&format!("the stream broke ({why}): connecting again")));
                 }
@@ -196,18 +197,18 @@ impl Publisher {
         self.input.begin();
         let mut ticks = tokio::time::interval(BAR_EVERY);
         loop {
-            if self.input.is_over() && self.window.unanswered() == 0 {
+            if self.input.is_over() && self.publications.unanswered() == 0 {
                 // All is answered: how the stream ends changes nothing.
                 let _ = stream.leave(LEAVE_WITHIN).await;
                 return Ok(Ended::Finished);
             }
             let paused = self.pause.map(|(until, _)| until).filter(|until| *until > Instant::now());
-            while paused.is_none() && self.window.has_next() {
+            while paused.is_none() && self.publications.has_next() {
                 let Ok(permit) = stream.say.try_reserve() else { break };
-                permit.send(self.window.next().expect("there is one"));
+                permit.send(self.publications.next().expect("there is one"));
             }
-            let may_send = paused.is_none() && self.window.has_next();
-            let may_read = self.window.has_room();
+            let may_send = paused.is_none() && self.publications.has_next();
+            let may_read = self.publications.has_room();
             tokio::select! {
                 frame = stream.frames.message() => match frame {
                     Ok(Some(frame)) => self.hear(frame),
@@ -216,7 +217,7 @@ impl Publisher {
                     Err(status) => return Ok(Ended::Broke(status.message().to_owned())),
                 },
                 permit = stream.say.reserve(), if may_send => if let Ok(permit) = permit {
-                    permit.send(self.window.next().expect("there is one"));
+                    permit.send(self.publications.next().expect("there is one"));
                 } else {
                     return Ok(Ended::Broke("it takes no more".to_owned()));
                 },
@@ -234,7 +235,7 @@ impl Publisher {
                     }
                     self.interrupted = Some(Instant::now() + INTERRUPTED_WITHIN);
                 }
-                _ = ticks.tick() => self.bar.show(&self.window),
+                _ = ticks.tick() => self.bar.show(&self.publications),
             }
         }
     }
@@ -252,7 +253,7 @@ impl Publisher {
                                 &format!("it has {bytes} bytes, this server takes at most {max_message_bytes}"),
                             );
                         }
-                        Ok(data) => self.window.add(number, data),
+                        Ok(data) => self.publications.add(number, data),
                         Err(reason) => self.refuse(number, &reason),
                     }
                 }
@@ -268,7 +269,7 @@ impl Publisher {
             Some(Kind::Ack(AckMessage { ack_id, .. })) => self.accepted(&[ack_id]),
             Some(Kind::AckBatch(AckBatch { ack_ids, .. })) => self.accepted(&ack_ids),
             Some(Kind::Nack(Nack { ack_id, code, reason, .. })) => {
-                match self.window.refuse(ack_id, Code::from_i32(code)) {
+                match self.publications.refuse(ack_id, Code::from_i32(code)) {
                     Refusal::ForGood => self.refuse(ack_id, &reason),
                     Refusal::ForNow => {
                         if !std::mem::replace(&mut self.told_to_wait, true) {
@@ -298,7 +299,7 @@ impl Publisher {
 
     fn accepted(&mut self, numbers: &[u64]) {
         for &number in numbers {
-            self.window.accept(number);
+            self.publications.accept(number);
         }
         if self.pause.is_some_and(|(until, _)| until <= Instant::now()) {
             self.pause = None; // there is room again
@@ -318,9 +319,9 @@ impl Publisher {
 
     /// Says what became of everything.
     fn conclude(self, failed: Option<&LinkError>) -> Exit {
-        let Self { topic, window, input, unreadable, refused, reconnects, bar, .. } = self;
+        let Self { topic, publications, input, unreadable, refused, reconnects, bar, .. } = self;
         bar.clear();
-        let (counts, Left { uncertain, unpublished }) = (window.counts(), window.left());
+        let (counts, Left { uncertain, unpublished }) = (publications.counts(), publications.left());
         if let Some(failed) = failed {
             say(&failed.to_string());
         }
@@ -366,11 +367,11 @@ impl Bar {
         Self { drawn, read_bytes, began: Instant::now() }
     }
 
-    fn show(&self, window: &Window) {
+    fn show(&self, publications: &Publications) {
         if self.drawn.is_hidden() {
             return;
         }
-        let (accepted, elapsed) = (window.counts().accepted, self.began.elapsed());
+        let (accepted, elapsed) = (publications.counts().accepted, self.began.elapsed());
         #[allow(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -383,7 +384,7 @@ impl Bar {
             "{} published, {}/s, {} without an answer, {}",
             HumanCount(accepted),
             HumanCount(rate),
-            HumanCount(window.unanswered() as u64),
+            HumanCount(publications.unanswered() as u64),
             HumanDuration(elapsed)
         ));
     }

@@ -13,10 +13,10 @@ use crate::server::{SubscriptionSettings, TopicSettings};
 /// The table that they stand in.
 pub(super) const TOPICS: &str = "topics";
 /// The keys of a policy: at the top level they are for every subscription, in its table for one.
-pub(super) const POLICY: [&str; 6] =
+const POLICY: [&str; 6] =
     ["ack_deadline", "max_retries", "min_backoff", "max_backoff", "max_backlog_messages", "max_backlog_bytes"];
 /// The key that says what becomes of what a subscription gives up.
-pub(super) const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
+const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
 /// Its value for nothing: what is given up is discarded.
 const DISCARD: &str = "discard";
 
@@ -27,7 +27,7 @@ const MOST: usize = 1_000;
 
 /// The policy at the top level.
 pub(super) fn default_policy(values: &mut Values<'_>) -> Policy {
-    let policy = policy(values, &Table::top_level());
+    let policy = policy(values, "", &Dict::new());
     for problem in policy.problems() {
         values.must(problem.key, problem.must);
     }
@@ -36,38 +36,32 @@ pub(super) fn default_policy(values: &mut Values<'_>) -> Policy {
 
 /// All topics; none where the configuration has none.
 pub(super) fn topics(values: &mut Values<'_>, default: &Policy, max_message_bytes: u64) -> Vec<TopicSettings> {
+    let Some(tables) = values.table(TOPICS) else { return Vec::new() };
     let mut reading = Reading { default, max_message_bytes, tables: BTreeMap::new() };
-    let Some(topics) = values.table(TOPICS) else { return Vec::new() };
-    let topics: Vec<_> = topics.iter().map(|(name, value)| reading.topic(values, name, value)).collect();
-    check_names(values, &topics);
+    let topics: Vec<_> = tables.iter().map(|(name, value)| reading.topic(values, name, value)).collect();
+    reading.tables.insert(TOPICS.to_owned(), tables.into());
+    reading.check_names(values, &topics);
     reading.check_dead_letters(values, &topics);
+    reading.check_backlogs(values, &topics);
     topics
 }
 
-/// The table of one subscription, or the top level, where every subscription finds what its own table does not have.
-struct Table {
-    /// Where it stands, with a dot at its end; empty for the top level.
-    path: String,
-    own: Dict,
-}
-
-impl Table {
-    fn top_level() -> Self {
-        Self { path: String::new(), own: Dict::new() }
-    }
-
-    fn path_of(&self, key: &str) -> String {
-        if self.own.contains_key(key) { format!("{}{key}", self.path) } else { key.to_owned() }
-    }
-}
-
-fn policy(values: &mut Values<'_>, table: &Table) -> Policy {
-    fn get<T>(values: &mut Values<'_>, table: &Table, key: &'static str, read: fn(&str) -> Result<T, String>) -> T {
-        match table.own.get(key) {
-            Some(value) => values.read(&table.path_of(key), value, read).unwrap_or_else(|| values::default(key, read)),
+/// The policy at the top level, but for what `own` has, the table that stands at `path`.
+fn policy(values: &mut Values<'_>, path: &str, own: &Dict) -> Policy {
+    fn get<T>(
+        values: &mut Values<'_>,
+        (path, own): (&str, &Dict),
+        key: &'static str,
+        read: fn(&str) -> Result<T, String>,
+    ) -> T {
+        match own.get(key) {
+            Some(value) => {
+                values.read(&format!("{path}.{key}"), value, read).unwrap_or_else(|| values::default(key, read))
+            }
             None => values.get(key, read),
         }
     }
+    let table = (path, own);
     Policy {
         ack_deadline: get(values, table, "ack_deadline", values::duration),
         max_retries: get(values, table, "max_retries", values::number_or_unlimited),
@@ -81,16 +75,25 @@ fn policy(values: &mut Values<'_>, table: &Table) -> Policy {
     }
 }
 
-/// Reads the topics, and remembers where each subscription stands.
+/// Reads the topics, and remembers each table by the path at which it stands.
 struct Reading<'a> {
     default: &'a Policy,
     max_message_bytes: u64,
-    tables: BTreeMap<(String, String), Table>,
+    tables: BTreeMap<String, Value>,
+}
+
+fn path_of_topic(topic: &str) -> String {
+    format!("{TOPICS}.{}", quoted(topic))
+}
+
+fn path_of(topic: &str, subscription: &str) -> String {
+    format!("{}.subscriptions.{}", path_of_topic(topic), quoted(subscription))
 }
 
 impl Reading<'_> {
     fn topic(&mut self, values: &mut Values<'_>, name: &str, value: &Value) -> TopicSettings {
-        let path = format!("{TOPICS}.{}", quoted(name));
+        let path = path_of_topic(name);
+        self.tables.insert(path.clone(), value.clone());
         let mut subscriptions = Vec::new();
         let Some(topic) = value.as_dict() else {
             values.wrong(&path, value, "must be a table: write [topics.T.subscriptions.S]");
@@ -121,7 +124,8 @@ impl Reading<'_> {
         name: &str,
         value: &Value,
     ) -> Option<SubscriptionSettings> {
-        let path = format!("{TOPICS}.{}.subscriptions.{}", quoted(topic), quoted(name));
+        let path = path_of(topic, name);
+        self.tables.insert(path.clone(), value.clone());
         let Some(own) = value.as_dict() else {
             values.wrong(&path, value, "must be a table: write [topics.T.subscriptions.S]");
             return None;
@@ -130,92 +134,107 @@ impl Reading<'_> {
             let nearest = values::nearest(key, POLICY.into_iter().chain([DEAD_LETTER_TOPIC]));
             values.wrong(&format!("{path}.{key}"), value, &format!("there is no such key; the nearest is {nearest}"));
         }
-        let table = Table { path: format!("{path}."), own: own.clone() };
-        let policy = policy(values, &table);
+        let policy = policy(values, &path, own);
         let default = self.default.problems();
         for problem in policy.problems() {
             match own.get(problem.key) {
-                Some(value) => values.wrong(&table.path_of(problem.key), value, &format!("must be {}", problem.must)),
+                Some(value) => {
+                    values.wrong(&format!("{path}.{}", problem.key), value, &format!("must be {}", problem.must));
+                }
                 None if default.contains(&problem) => {} // told of the top level
                 None => values.wrong(&path, value, &format!("{} must be {}", problem.key, problem.must)),
             }
         }
         let dead_letter_topic = if let Some(to) = own.get(DEAD_LETTER_TOPIC) {
-            values.read(&table.path_of(DEAD_LETTER_TOPIC), to, |text| Ok(text.to_owned()))
+            values.read(&format!("{path}.{DEAD_LETTER_TOPIC}"), to, |text| Ok(text.to_owned()))
         } else {
             let must = "must say what becomes of what it gives up: dead_letter_topic = \"NAME\", or \"discard\"";
             values.wrong(&path, value, must);
             None
         };
-        self.tables.insert((topic.to_owned(), name.to_owned()), table);
         let dead_letter_topic = dead_letter_topic.filter(|to| to != DISCARD);
         Some(SubscriptionSettings { name: name.to_owned(), policy, dead_letter_topic })
     }
 
-    fn check_dead_letters(&self, values: &mut Values<'_>, topics: &[TopicSettings]) {
-        let names: BTreeSet<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
-        let mut targets = BTreeSet::new();
+    /// Something is wrong with the table that stands at `path`.
+    fn wrong(&self, values: &mut Values<'_>, path: &str, must: &str) {
+        values.wrong(path, &self.tables[path], must);
+    }
+
+    fn check_names(&self, values: &mut Values<'_>, topics: &[TopicSettings]) {
+        let mut topic_of = BTreeMap::new();
         for topic in topics {
+            let path = path_of_topic(&topic.name);
+            if let Err(must) = check_name(&topic.name) {
+                self.wrong(values, &path, &must);
+            }
+            if topic.name == DISCARD {
+                self.wrong(values, &path, "no topic has this name: as a dead_letter_topic it stands for none");
+            }
             for subscription in &topic.subscriptions {
-                let Some(to) = &subscription.dead_letter_topic else { continue };
-                let table = &self.tables[&(topic.name.clone(), subscription.name.clone())];
-                let (path, value) = (table.path_of(DEAD_LETTER_TOPIC), &table.own[DEAD_LETTER_TOPIC]);
-                if !names.contains(to.as_str()) {
-                    let nearest = values::nearest(to, names.iter().copied());
-                    let must = format!("there is no such topic; the nearest is {nearest}, and \"discard\" is for none");
-                    values.wrong(&path, value, &must);
-                } else if let Some(circle) = circle(&topic.name, to, topics) {
-                    let way = circle.join(" -> ");
-                    values.wrong(&path, value, &format!("leads back to where it came from: {way}"));
+                let path = path_of(&topic.name, &subscription.name);
+                if let Err(must) = check_name(&subscription.name) {
+                    self.wrong(values, &path, &must);
                 }
-                targets.insert(to.as_str());
+                if let Some(other) = topic_of.insert(&subscription.name, &topic.name) {
+                    let must =
+                        format!("topic {other} has a subscription of this name, and names are unique on a server");
+                    self.wrong(values, &path, &must);
+                }
             }
         }
-        // A dead letter goes to its topic, and may be put back into any.
-        let has_letters = !targets.is_empty();
-        let least = self.max_message_bytes + if has_letters { MAX_ORIGIN_BYTES } else { 0 };
+        if topics.len() > MOST || topic_of.len() > MOST {
+            let (topics, subscriptions) = (topics.len(), topic_of.len());
+            let must =
+                format!("{topics} topics with {subscriptions} subscriptions, at most {MOST} of each are allowed");
+            self.wrong(values, TOPICS, &must);
+        }
+    }
+
+    fn check_dead_letters(&self, values: &mut Values<'_>, topics: &[TopicSettings]) {
+        let names: BTreeSet<_> = topics.iter().map(|topic| topic.name.as_str()).collect();
+        for (topic, subscription, to) in dead_letter_topics(topics) {
+            let must = if !names.contains(to) {
+                let nearest = values::nearest(to, names.iter().copied());
+                format!("there is no such topic; the nearest is {nearest}, and \"discard\" is for none")
+            } else if let Some(circle) = circle(topic, to, topics) {
+                format!("leads back to where it came from: {}", circle.join(" -> "))
+            } else {
+                continue;
+            };
+            let path = path_of(topic, subscription);
+            let value = self.tables[&path].as_dict().and_then(|own| own.get(DEAD_LETTER_TOPIC));
+            values.wrong(&format!("{path}.{DEAD_LETTER_TOPIC}"), value.expect("it was read there"), &must);
+        }
+    }
+
+    /// The largest message fits every backlog. Where there are dead letters, so does the largest of them: it goes to its topic, and may be
+    /// put back into any.
+    fn check_backlogs(&self, values: &mut Values<'_>, topics: &[TopicSettings]) {
+        let has_letters = dead_letter_topics(topics).next().is_some();
+        let (more, what) = if has_letters {
+            (MAX_ORIGIN_BYTES, " and 8KiB, or the largest dead letter")
+        } else {
+            (0, ", or the largest message")
+        };
         for topic in topics {
             for subscription in &topic.subscriptions {
-                let table = &self.tables[&(topic.name.clone(), subscription.name.clone())];
-                let max = subscription.policy.max_backlog_bytes;
-                if max == 0 || max >= least || (!has_letters && !table.own.contains_key("max_backlog_bytes")) {
-                    continue; // told of the policy, or of the top level
+                let (path, max) = (path_of(&topic.name, &subscription.name), subscription.policy.max_backlog_bytes);
+                let is_own = self.tables[&path].as_dict().is_some_and(|own| own.contains_key("max_backlog_bytes"));
+                let told_of_the_policy = max == 0 || (!is_own && max < self.max_message_bytes);
+                if max < self.max_message_bytes + more && !told_of_the_policy {
+                    let must = format!("max_backlog_bytes must be at least max_message_bytes{what} never fits");
+                    self.wrong(values, &path, &must);
                 }
-                let what =
-                    if has_letters { " and 8KiB, or the largest dead letter" } else { ", or the largest message" };
-                let must = format!("max_backlog_bytes must be at least max_message_bytes{what} never fits");
-                values.wrong_name(table.path.trim_end_matches('.'), &must);
             }
         }
     }
 }
 
-fn check_names(values: &mut Values<'_>, topics: &[TopicSettings]) {
-    let mut topic_of = BTreeMap::new();
-    for topic in topics {
-        let path = format!("{TOPICS}.{}", quoted(&topic.name));
-        if let Err(must) = check_name(&topic.name) {
-            values.wrong_name(&path, &must);
-        }
-        if topic.name == DISCARD {
-            values.wrong_name(&path, "no topic has this name: as a dead_letter_topic it stands for none");
-        }
-        for subscription in &topic.subscriptions {
-            let path = format!("{path}.subscriptions.{}", quoted(&subscription.name));
-            if let Err(must) = check_name(&subscription.name) {
-                values.wrong_name(&path, &must);
-            }
-            if let Some(other) = topic_of.insert(&subscription.name, &topic.name) {
-                let must = format!("topic {other} has a subscription of this name, and names are unique on a server");
-                values.wrong_name(&path, &must);
-            }
-        }
-    }
-    if topics.len() > MOST || topic_of.len() > MOST {
-        let (topics, subscriptions) = (topics.len(), topic_of.len());
-        let must = format!("{topics} topics with {subscriptions} subscriptions, at most {MOST} of each are allowed");
-        values.wrong_name(TOPICS, &must);
-    }
+/// Each topic and subscription that sends its dead letters to a topic, with that topic.
+fn dead_letter_topics(topics: &[TopicSettings]) -> impl Iterator<Item = (&str, &str, &str)> {
+    let all = topics.iter().flat_map(|topic| topic.subscriptions.iter().map(move |one| (topic, one)));
+    all.filter_map(|(topic, one)| Some((topic.name.as_str(), one.name.as_str(), one.dead_letter_topic.as_deref()?)))
 }
 
 fn is_known(key: &str) -> bool {
@@ -252,7 +271,7 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// A name as a part of a TOML key.
-pub(super) fn quoted(name: &str) -> String {
+fn quoted(name: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }
@@ -261,7 +280,7 @@ pub(super) fn quoted(name: &str) -> String {
 pub(super) fn effective(values: &Values<'_>) -> Vec<super::Effective> {
     let Some(topics) = values.table(TOPICS) else {
         return vec![super::Effective {
-            table: format!("{TOPICS}.{DEFAULT_NAME}.subscriptions.{DEFAULT_NAME}"),
+            table: path_of(DEFAULT_NAME, DEFAULT_NAME),
             key: DEAD_LETTER_TOPIC,
             value: format!("{DISCARD:?}"),
             source: super::layers::DEFAULT.to_owned(),
@@ -271,7 +290,7 @@ pub(super) fn effective(values: &Values<'_>) -> Vec<super::Effective> {
     for (topic, value) in &topics {
         let subscriptions = value.as_dict().and_then(|topic| topic.get("subscriptions")).and_then(Value::as_dict);
         for (subscription, value) in subscriptions.into_iter().flatten() {
-            let table = format!("{TOPICS}.{}.subscriptions.{}", quoted(topic), quoted(subscription));
+            let table = path_of(topic, subscription);
             let Some(own) = value.as_dict() else { continue };
             for key in POLICY.into_iter().chain([DEAD_LETTER_TOPIC]) {
                 let Some(value) = own.get(key) else { continue };

@@ -67,11 +67,6 @@ impl<'a> Values<'a> {
         self.problems.push(Problem { what, source, must: must.to_owned() });
     }
 
-    /// Something is wrong with what stands at `path` as a whole.
-    pub(super) fn wrong_name(&mut self, path: &str, must: &str) {
-        self.problems.push(Problem { what: path.to_owned(), source: String::new(), must: must.to_owned() });
-    }
-
     /// A number that must not be zero.
     pub(super) fn at_least_one<T: Default + PartialEq>(
         &mut self,

@@ -16,16 +16,16 @@ const MAX_BYTES: usize = 64 << 20;
 
 /// What was read and is neither accepted nor refused. Each publish is sent until it is answered.
 #[derive(Default)]
-pub(super) struct Window {
+pub(super) struct Publications {
     /// To be sent, in the order of their numbers.
-    queue: BTreeMap<u64, Publish>,
+    queue: BTreeMap<u64, Publication>,
     /// Sent on the present stream.
-    sent: BTreeMap<u64, Publish>,
+    sent: BTreeMap<u64, Publication>,
     bytes: usize,
     counts: Counts,
 }
 
-struct Publish {
+struct Publication {
     data: DataMessage,
     size: usize,
     /// It was sent on a stream that broke before its answer came: it may be stored already.
@@ -61,7 +61,7 @@ pub(super) enum Refusal {
     Unknown,
 }
 
-impl Window {
+impl Publications {
     /// Whether another publish may be added.
     pub(super) fn has_room(&self) -> bool {
         self.unanswered() < MAX_MESSAGES && self.bytes < MAX_BYTES
@@ -72,7 +72,7 @@ impl Window {
         let size = size(&data);
         self.bytes += size;
         let data = DataMessage { id: number, ..data };
-        self.queue.insert(number, Publish { data, size, may_be_stored: false });
+        self.queue.insert(number, Publication { data, size, may_be_stored: false });
     }
 
     /// Whether there is something to send.
@@ -112,7 +112,7 @@ impl Window {
     /// The stream broke: what it had sent without an answer is sent again, before all else.
     pub(super) fn stream_broke(&mut self) {
         let sent = std::mem::take(&mut self.sent).into_iter();
-        self.queue.extend(sent.map(|(number, publish)| (number, Publish { may_be_stored: true, ..publish })));
+        self.queue.extend(sent.map(|(number, publish)| (number, Publication { may_be_stored: true, ..publish })));
     }
 
     /// Publishes without an answer, sent or not.
@@ -146,17 +146,17 @@ pub(super) fn bounded_size(data: &DataMessage) -> usize {
 mod tests {
     use super::*;
 
-    fn of(numbers: impl IntoIterator<Item = u64>) -> Window {
-        let mut window = Window::default();
+    fn of(numbers: impl IntoIterator<Item = u64>) -> Publications {
+        let mut publications = Publications::default();
         for number in numbers {
-            window.add(number, DataMessage { payload: number.to_string().into(), ..DataMessage::default() });
+            publications.add(number, DataMessage { payload: number.to_string().into(), ..DataMessage::default() });
         }
-        window
+        publications
     }
 
     /// Sends all that is to be sent; their numbers.
-    fn send(window: &mut Window) -> Vec<u64> {
-        let frames = std::iter::from_fn(|| window.next());
+    fn send(publications: &mut Publications) -> Vec<u64> {
+        let frames = std::iter::from_fn(|| publications.next());
         let number = |frame: StreamMessage| match frame.kind {
             Some(Kind::Data(data)) => data.id,
             other => panic!("{other:?} is no publish"),
@@ -166,89 +166,89 @@ mod tests {
 
     #[test]
     fn publishes_are_sent_once_in_their_order() {
-        let mut window = of(1..=3);
-        assert_eq!((send(&mut window), send(&mut window)), (vec![1, 2, 3], vec![]));
-        assert_eq!(window.unanswered(), 3);
+        let mut publications = of(1..=3);
+        assert_eq!((send(&mut publications), send(&mut publications)), (vec![1, 2, 3], vec![]));
+        assert_eq!(publications.unanswered(), 3);
     }
 
     #[test]
     fn an_answer_settles_its_publish_and_no_other() {
-        let mut window = of(1..=2);
-        send(&mut window);
-        assert!(window.accept(2));
-        assert!(!window.accept(2), "only once");
-        assert!(!window.accept(9));
-        assert_eq!((window.unanswered(), window.counts().accepted), (1, 1));
+        let mut publications = of(1..=2);
+        send(&mut publications);
+        assert!(publications.accept(2));
+        assert!(!publications.accept(2), "only once");
+        assert!(!publications.accept(9));
+        assert_eq!((publications.unanswered(), publications.counts().accepted), (1, 1));
     }
 
     #[test]
     fn after_a_broken_stream_all_without_an_answer_is_sent_again_and_may_be_stored_twice() {
-        let mut window = of(1..=3);
-        send(&mut window);
-        window.accept(2);
-        window.add(4, DataMessage::default());
-        window.stream_broke();
-        assert_eq!(send(&mut window), [1, 3, 4]);
+        let mut publications = of(1..=3);
+        send(&mut publications);
+        publications.accept(2);
+        publications.add(4, DataMessage::default());
+        publications.stream_broke();
+        assert_eq!(send(&mut publications), [1, 3, 4]);
         for number in [1, 3, 4] {
-            window.accept(number);
+            publications.accept(number);
         }
-        assert_eq!(window.counts(), Counts { accepted: 4, perhaps_twice: 2 });
+        assert_eq!(publications.counts(), Counts { accepted: 4, perhaps_twice: 2 });
     }
 
     #[test]
     fn what_finds_no_room_is_sent_again_in_its_order_and_is_stored_once() {
-        let mut window = of(1..=4);
-        send(&mut window);
-        assert_eq!(window.refuse(3, Code::ResourceExhausted), Refusal::ForNow);
-        assert_eq!(window.refuse(1, Code::Unavailable), Refusal::ForNow);
-        assert_eq!(send(&mut window), [1, 3]);
-        window.accept(1);
-        assert_eq!(window.counts(), Counts { accepted: 1, perhaps_twice: 0 });
+        let mut publications = of(1..=4);
+        send(&mut publications);
+        assert_eq!(publications.refuse(3, Code::ResourceExhausted), Refusal::ForNow);
+        assert_eq!(publications.refuse(1, Code::Unavailable), Refusal::ForNow);
+        assert_eq!(send(&mut publications), [1, 3]);
+        publications.accept(1);
+        assert_eq!(publications.counts(), Counts { accepted: 1, perhaps_twice: 0 });
     }
 
     #[test]
     fn what_is_left_is_not_stored_unless_it_was_sent_and_not_answered() {
-        let mut window = of(1..=4);
-        send(&mut window);
-        window.refuse(1, Code::ResourceExhausted);
-        window.accept(2);
-        window.stream_broke();
-        window.add(5, DataMessage::default());
-        assert_eq!(window.left(), Left { uncertain: 2, unpublished: 2 });
+        let mut publications = of(1..=4);
+        send(&mut publications);
+        publications.refuse(1, Code::ResourceExhausted);
+        publications.accept(2);
+        publications.stream_broke();
+        publications.add(5, DataMessage::default());
+        assert_eq!(publications.left(), Left { uncertain: 2, unpublished: 2 });
     }
 
     #[test]
     fn what_is_refused_for_itself_is_not_sent_again() {
-        let mut window = of([1]);
-        send(&mut window);
-        assert_eq!(window.refuse(1, Code::InvalidArgument), Refusal::ForGood);
-        assert_eq!(window.refuse(1, Code::InvalidArgument), Refusal::Unknown);
-        assert_eq!((window.unanswered(), window.has_next()), (0, false));
+        let mut publications = of([1]);
+        send(&mut publications);
+        assert_eq!(publications.refuse(1, Code::InvalidArgument), Refusal::ForGood);
+        assert_eq!(publications.refuse(1, Code::InvalidArgument), Refusal::Unknown);
+        assert_eq!((publications.unanswered(), publications.has_next()), (0, false));
     }
 
     #[test]
     fn it_is_bounded_in_messages() {
-        let mut window = of(1..MAX_MESSAGES as u64);
-        assert!(window.has_room());
-        window.add(MAX_MESSAGES as u64, DataMessage::default());
-        assert!(!window.has_room());
-        send(&mut window);
-        assert!(!window.has_room(), "sent is not answered");
-        window.accept(1);
-        assert!(window.has_room());
+        let mut publications = of(1..MAX_MESSAGES as u64);
+        assert!(publications.has_room());
+        publications.add(MAX_MESSAGES as u64, DataMessage::default());
+        assert!(!publications.has_room());
+        send(&mut publications);
+        assert!(!publications.has_room(), "sent is not answered");
+        publications.accept(1);
+        assert!(publications.has_room());
     }
 
     #[test]
     fn it_is_bounded_in_bytes() {
-        let mut window = Window::default();
+        let mut publications = Publications::default();
         let payload = bytes::Bytes::from(vec![0; MAX_BYTES]);
-        window.add(1, DataMessage { payload, ..DataMessage::default() });
-        assert!(!window.has_room());
-        send(&mut window);
-        window.refuse(1, Code::ResourceExhausted);
-        assert!(!window.has_room(), "what is sent again is still kept");
-        send(&mut window);
-        window.accept(1);
-        assert!(window.has_room());
+        publications.add(1, DataMessage { payload, ..DataMessage::default() });
+        assert!(!publications.has_room());
+        send(&mut publications);
+        publications.refuse(1, Code::ResourceExhausted);
+        assert!(!publications.has_room(), "what is sent again is still kept");
+        send(&mut publications);
+        publications.accept(1);
+        assert!(publications.has_room());
     }
 }

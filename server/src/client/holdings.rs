@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 const REMEMBERED: usize = 100_000;
 
 /// The deliveries of one subscription, over all streams.
-pub(super) struct Inbox {
+pub(super) struct Holdings {
     /// At most so many are printed; `None` = without end.
     count: Option<u64>,
     epoch: Option<u64>,
@@ -33,7 +33,7 @@ pub(super) enum Verdict {
     Leave,
 }
 
-impl Inbox {
+impl Holdings {
     pub(super) fn new(count: Option<u64>) -> Self {
         Self {
             count,
@@ -136,76 +136,76 @@ impl Seen {
 mod tests {
     use super::*;
 
-    fn inbox(count: Option<u64>) -> Inbox {
-        let mut inbox = Inbox::new(count);
-        inbox.opened(1);
-        inbox
+    fn holdings(count: Option<u64>) -> Holdings {
+        let mut holdings = Holdings::new(count);
+        holdings.opened(1);
+        holdings
     }
 
     #[test]
     fn a_message_is_printed_once_and_acked_as_often_as_it_comes() {
-        let mut inbox = inbox(None);
-        assert_eq!(inbox.deliver(5), Verdict::Print);
-        assert_eq!(inbox.deliver(5), Verdict::Leave, "it is being printed");
-        assert!(inbox.printed(1, &[5]));
-        assert_eq!(inbox.deliver(5), Verdict::Printed);
+        let mut holdings = holdings(None);
+        assert_eq!(holdings.deliver(5), Verdict::Print);
+        assert_eq!(holdings.deliver(5), Verdict::Leave, "it is being printed");
+        assert!(holdings.printed(1, &[5]));
+        assert_eq!(holdings.deliver(5), Verdict::Printed);
     }
 
     #[test]
     fn what_is_not_printed_is_held() {
-        let mut inbox = inbox(None);
-        inbox.deliver(5);
-        inbox.deliver(6);
-        inbox.printed(1, &[5]);
-        assert_eq!(inbox.held(), &BTreeSet::from([6]));
-        assert!(!inbox.is_idle());
+        let mut holdings = holdings(None);
+        holdings.deliver(5);
+        holdings.deliver(6);
+        holdings.printed(1, &[5]);
+        assert_eq!(holdings.held(), &BTreeSet::from([6]));
+        assert!(!holdings.is_idle());
     }
 
     #[test]
     fn another_stream_holds_nothing_until_it_delivers() {
-        let mut inbox = inbox(None);
-        inbox.deliver(5);
-        inbox.opened(1);
-        assert_eq!(inbox.held(), &BTreeSet::new());
-        assert_eq!(inbox.deliver(5), Verdict::Leave);
-        assert_eq!(inbox.held(), &BTreeSet::from([5]));
+        let mut holdings = holdings(None);
+        holdings.deliver(5);
+        holdings.opened(1);
+        assert_eq!(holdings.held(), &BTreeSet::new());
+        assert_eq!(holdings.deliver(5), Verdict::Leave);
+        assert_eq!(holdings.held(), &BTreeSet::from([5]));
     }
 
     #[test]
     fn in_another_epoch_an_id_is_another_message() {
-        let mut inbox = inbox(None);
-        inbox.deliver(5);
-        inbox.opened(2);
-        assert!(!inbox.printed(1, &[5]), "nothing of the old epoch is acked");
-        assert_eq!(inbox.deliver(5), Verdict::Print);
-        assert!(inbox.printed(2, &[5]));
-        assert!(inbox.is_idle());
+        let mut holdings = holdings(None);
+        holdings.deliver(5);
+        holdings.opened(2);
+        assert!(!holdings.printed(1, &[5]), "nothing of the old epoch is acked");
+        assert_eq!(holdings.deliver(5), Verdict::Print);
+        assert!(holdings.printed(2, &[5]));
+        assert!(holdings.is_idle());
     }
 
     #[test]
     fn no_more_are_printed_than_were_asked_for() {
-        let mut inbox = inbox(Some(2));
-        assert_eq!([1, 2, 3].map(|id| inbox.deliver(id)), [Verdict::Print, Verdict::Print, Verdict::Leave]);
+        let mut holdings = holdings(Some(2));
+        assert_eq!([1, 2, 3].map(|id| holdings.deliver(id)), [Verdict::Print, Verdict::Print, Verdict::Leave]);
         assert_eq!(
-            inbox.held(),
+            holdings.held(),
             &BTreeSet::from([1, 2, 3]),
             "the third goes to somebody else when the stream ends, and costs nothing"
         );
-        inbox.printed(1, &[1]);
-        assert!(!inbox.is_complete());
-        inbox.printed(1, &[2]);
-        assert!(inbox.is_complete());
+        holdings.printed(1, &[1]);
+        assert!(!holdings.is_complete());
+        holdings.printed(1, &[2]);
+        assert!(holdings.is_complete());
     }
 
     #[test]
     fn what_is_remembered_has_a_bound() {
-        let mut inbox = inbox(None);
+        let mut holdings = holdings(None);
         for id in 0..=REMEMBERED as u64 {
-            inbox.deliver(id);
-            inbox.printed(1, &[id]);
+            holdings.deliver(id);
+            holdings.printed(1, &[id]);
         }
-        assert_eq!((inbox.seen.ids.len(), inbox.seen.in_order.len()), (REMEMBERED, REMEMBERED));
-        assert_eq!(inbox.deliver(1), Verdict::Printed);
-        assert_eq!(inbox.deliver(0), Verdict::Print, "it is too long ago");
+        assert_eq!((holdings.seen.ids.len(), holdings.seen.in_order.len()), (REMEMBERED, REMEMBERED));
+        assert_eq!(holdings.deliver(1), Verdict::Printed);
+        assert_eq!(holdings.deliver(0), Verdict::Print, "it is too long ago");
     }
 }
