@@ -76,7 +76,7 @@ step_ruff() {
 
 step_mypy() {
   (cd $python_sources && "$venv/bin/mypy") &&
-    MYPYPATH=python-client "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
+    MYPYPATH=python-client:grafana "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
     "$venv/bin/mypy" --strict grafana/check && "$venv/bin/mypy" --strict checks/compose
 }
 

@@ -5,7 +5,6 @@
 
 mod binary;
 mod collector;
-mod jaeger;
 mod outages;
 mod sampling;
 mod trees;
