@@ -70,7 +70,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         let nearest = match error.get(ContextKind::SuggestedArg) {
             Some(ContextValue::String(nearest)) => {
                 // Its value goes with it: "--ack-deadlin 3s".
-                let takes_value = KEYS.iter().any(|key| nearest[2..] == *key.flag && !key.value.is_empty());
+                let is_nearest = |known: &&Arg| known.get_long() == Some(&nearest[2..]);
+                let all = command();
+                let mut known = all.get_subcommands().flat_map(Command::get_arguments);
+                let takes_value = known.find(is_nearest).is_some_and(|known| known.get_action().takes_values());
                 let is_value = |next: &OsString| !next.to_string_lossy().starts_with('-');
                 if takes_value && !unknown.contains('=') && arguments.get(place).is_some_and(is_value) {
                     arguments.remove(place);

@@ -229,6 +229,9 @@ fn wrong_options_are_told_all_at_once() {
     ] {
         assert!(said.contains(line), "{line} is not in {said:?}");
     }
+    let output = command("localhost:1", &["publish", "--attribut", "a=b", "file"]).output().unwrap();
+    let line = "ackstream: --attribut (command line): there is no such argument here; the nearest is --attribute (see --help)\n";
+    assert_eq!(err(&output), line, "its value goes with it");
     let output = command("localhost:1", &["publish", "--attribute", "x"]).output().unwrap();
     assert_eq!(err(&output), "ackstream: attribute = \"x\" (flag --attribute): must be NAME=VALUE\n");
 }
