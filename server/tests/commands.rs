@@ -321,6 +321,7 @@ fn a_closed_output_is_noticed_while_there_is_nothing_to_print() {
     stdout.read_line(&mut String::new()).unwrap();
     drop(stdout);
     assert_eq!(consuming.wait().unwrap().code(), Some(0));
+    assert_eq!(server.stop("demo"), [1, 1, 0, 0, 0, 0], "what its reader has taken is acked");
 }
 
 #[cfg(unix)]

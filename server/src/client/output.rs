@@ -83,12 +83,12 @@ mod pipe {
     /// So long is waited before it is asked again what is in the pipe, in nanoseconds.
     const PAUSE: i64 = 500_000;
 
-    /// Waits until the reader of a pipe has taken all that is in it.
+    /// Waits until the reader of a pipe has taken all that is in it. It may be gone by then; an error where it went and left some.
     pub(super) fn wait_until_taken(out: &impl AsFd) -> io::Result<()> {
-        if is_pipe(out) {
-            while rustix::io::ioctl_fionread(out)? > 0 {
-                wait_for_end_of_reader(out, PAUSE)?;
-            }
+        let mut reader = Ok(());
+        while is_pipe(out) && rustix::io::ioctl_fionread(out)? > 0 {
+            reader?;
+            reader = wait_for_end_of_reader(out, PAUSE);
         }
         Ok(())
     }
