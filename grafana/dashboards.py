@@ -371,15 +371,15 @@ CLIENT_HEALTH = Row(
     (
         Panel(
             "Clients connected", "short", "Clients with an open stream. Fewer than you run: look at the logs of the others.",
-            (Query(f"sum(ackstream_client_connected{{{PROCESS}}})"),), "stat", 6, 4, steps=((None, RED), (1, GREEN)),
+            (Query(f"sum(ackstream_client_connected{{{PROCESS}}}) or vector(0)"),), "stat", 6, 4, steps=((None, RED), (1, GREEN)),
         ),
         Panel(
             "Handled", "ops", "Deliveries a second that got their decision.",
-            (Query(f"sum({rate('ackstream_client_messages_processed_total', labels=PROCESS)})"),), "stat", 6, 4, decimals=1, steps=((None, BLUE),),
+            (Query(f"sum({rate('ackstream_client_messages_processed_total', labels=PROCESS)}) or vector(0)"),), "stat", 6, 4, decimals=1, steps=((None, BLUE),),
         ),
         Panel(
             "Outstanding", "short", "Deliveries that the clients hold. Flat at their window: they are the bottleneck.",
-            (Query(f"sum(ackstream_client_messages_outstanding{{{PROCESS}}})"),), "stat", 6, 4, steps=((None, BLUE),),
+            (Query(f"sum(ackstream_client_messages_outstanding{{{PROCESS}}}) or vector(0)"),), "stat", 6, 4, steps=((None, BLUE),),
         ),
         Panel(
             "Answers discarded", "short", "In the time shown, because the server had started anew: those messages were gone with it.",
