@@ -198,6 +198,16 @@ impl Consumers {
         }
     }
 
+    /// Whether somebody has room, but had too little for what was next.
+    pub(crate) fn any_short_of_bytes(&self) -> bool {
+        !self.short_of_bytes.is_empty()
+    }
+
+    /// Whether somebody waits for a message.
+    pub(crate) fn any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The next message has `size` bytes: whoever was short of bytes and has room for this one waits for its turn.
     pub(crate) fn offer(&mut self, size: u32) {
         while let Some(&(room, id)) = self.short_of_bytes.last().filter(|(room, _)| *room >= u64::from(size)) {

@@ -19,10 +19,8 @@ pub(crate) struct Slot<M> {
     pub(crate) attempts: u32,
     /// Deliveries that ended in a way that costs a retry.
     pub(crate) failures: u32,
-    /// When the last delivery was handed over.
-    pub(crate) sent_at: Time,
-    /// Outstanding: the ack deadline. Delayed: when it becomes ready. Given up: since when it is on offer, or when it will be.
-    pub(crate) due: Time,
+    /// Outstanding: when it was handed over. Ready, or on offer to the dead-letter topic: since when. In the schedule: until when.
+    pub(crate) at: Time,
     /// Who got the last delivery.
     pub(crate) holder: ConsumerId,
     /// How the last delivery ended.
@@ -126,7 +124,7 @@ const fn locate(id: u64) -> (u64, usize) {
 /// with its last message.
 pub(crate) struct Messages<M> {
     slots: Slab<Slot<M>>,
-    index: FxHashMap<u64, Box<Page>>,
+    index: FxHashMap<u64, Page>,
     bytes: u64,
     /// No message older than this one is left; where the search for the oldest begins.
     oldest: u64,
@@ -135,7 +133,7 @@ pub(crate) struct Messages<M> {
 }
 
 struct Page {
-    keys: [Option<NonMaxKey>; PAGE],
+    keys: Box<[Option<NonMaxKey>; PAGE]>,
     live: u8,
 }
 
@@ -187,15 +185,14 @@ impl<M> Messages<M> {
             state: State::Ready { later: false },
             attempts: 0,
             failures: 0,
-            sent_at: Time::ZERO,
-            due: Time::ZERO,
+            at: Time::ZERO,
             holder: ConsumerId::NOBODY,
             last_outcome: None,
             history: History::default(),
             links: [Links::default(); 2],
         });
         let (page, place) = locate(id.0);
-        let page = self.index.entry(page).or_insert_with(|| Box::new(Page { keys: [None; PAGE], live: 0 }));
+        let page = self.index.entry(page).or_insert_with(|| Page { keys: Box::new([None; PAGE]), live: 0 });
         page.keys[place] = Some(pack(key));
         page.live += 1;
         self.bytes += u64::from(size);

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
 use crate::consumers::{Attachment, ConsumerId, Consumers};
 use crate::counts::{Backlog, Counts};
 use crate::event::{DropReason, Event, Leave, MessageId, MessageView, Observer, Outcome, Verb};
@@ -42,8 +44,10 @@ pub struct Subscription<M, O> {
     given_up: List<BY_STATE>,
     /// Delayed messages, refused dead letters and extended deliveries, by the instant at which they are due.
     schedule: BTreeSet<(Time, MessageId, Key)>,
-    /// How many of the schedule are extended deliveries.
-    extended: u64,
+    /// The deadlines of extended deliveries.
+    extended: FxHashMap<Key, Time>,
+    /// No effect of time is due before.
+    quiet_until: Time,
     /// When to stop counting on the consumers that were woken.
     patience: Time,
     draining: bool,
@@ -123,7 +127,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             deadlines: List::new(),
             given_up: List::new(),
             schedule: BTreeSet::new(),
-            extended: 0,
+            extended: FxHashMap::default(),
+            quiet_until: Time::MAX,
             patience: Time::ZERO,
             draining: false,
             now: Time::ZERO,
@@ -242,11 +247,10 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             Ok(key) => {
                 self.take_from_deadlines(key);
                 let slot = self.messages.slot_mut(key);
-                let deadline = self.now.plus(length).min(slot.sent_at.plus(MAX_DELIVERY));
-                slot.due = deadline;
+                let deadline = self.now.plus(length).min(slot.at.plus(MAX_DELIVERY));
                 slot.state = State::Outstanding { extended: true };
-                self.schedule.insert((deadline, id, key));
-                self.extended += 1;
+                self.extended.insert(key, deadline);
+                self.schedule(deadline, key);
                 self.tell(key, |at, message| Event::Extended { at, message, deadline });
             }
             Err(reason) => self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Extend, reason }),
@@ -284,7 +288,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     pub fn advance(&mut self, now: Time) {
         self.begin(now);
         self.offer_head();
-        if self.now >= self.patience && self.deliverable() > 0 && self.consumers.others_could_come() {
+        if self.now >= self.patience && self.consumers.others_could_come() && self.deliverable() > 0 {
             self.consumers.give_up_on_the_woken();
         }
         self.finish();
@@ -294,8 +298,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// change it.
     pub fn next_due(&self) -> Option<Time> {
         let effect = self.next_effect().map(|(due, _)| due);
-        let patience = (self.deliverable() > 0 && self.consumers.others_could_come()).then_some(self.patience);
-        let offer = self.given_up.front().map(|key| self.messages.slot(key).due);
+        let patience = (self.consumers.others_could_come() && self.deliverable() > 0).then_some(self.patience);
+        let offer = self.given_up.front().map(|key| self.messages.slot(key).at);
         [effect, patience, offer].into_iter().flatten().min()
     }
 
@@ -329,8 +333,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     pub fn backlog(&self) -> Backlog {
         Backlog {
             ready: self.first.len() + self.again.len() + self.later.len(),
-            delayed: self.schedule.len() as u64 - self.extended + self.given_up.len(),
-            outstanding: self.deadlines.len() + self.extended,
+            delayed: self.schedule.len() as u64 - self.extended.len() as u64 + self.given_up.len(),
+            outstanding: self.deadlines.len() + self.extended.len() as u64,
         }
     }
 

@@ -13,6 +13,8 @@ pub struct Time(u64);
 impl Time {
     /// The Unix epoch.
     pub const ZERO: Self = Self(0);
+    /// The last instant that there is.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// The instant `nanos` nanoseconds after the Unix epoch.
     pub const fn from_nanos(nanos: u64) -> Self {
@@ -27,7 +29,8 @@ impl Time {
     /// The instant `length` later, or the last one that there is.
     #[must_use]
     pub fn plus(self, length: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)))
+        let nanos = length.as_secs().saturating_mul(1_000_000_000).saturating_add(length.subsec_nanos().into());
+        Self(self.0.saturating_add(nanos))
     }
 
     /// How long after `earlier` this is; zero where it is not after it.

@@ -15,42 +15,59 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// Time moves on, never back; effects that were due come before the input.
     pub(super) fn begin(&mut self, now: Time) {
         self.now = self.now.max(now);
+        if self.now < self.quiet_until && self.later.len() == 0 {
+            return;
+        }
         for _ in 0..PASS {
             let Some((due, key)) = self.next_effect().filter(|&(due, _)| due <= self.now) else { break };
             self.let_in_before(due);
             match self.messages.slot(key).state {
                 State::Outstanding { .. } => self.expire(key),
                 State::Delayed => {
-                    self.schedule.remove(&(due, self.messages.slot(key).id, key));
+                    self.unschedule(key);
                     self.make_ready(key, false);
                     self.tell_at(key, due, |at, message| Event::Due { at, message });
                 }
                 State::GivenUp { reason, .. } => {
-                    self.schedule.remove(&(due, self.messages.slot(key).id, key));
+                    self.unschedule(key);
                     self.put_on_offer(key, reason);
                     self.tell_at(key, due, |at, message| Event::Due { at, message });
                 }
                 State::Ready { .. } => unreachable!("a ready message waits for no instant"),
             }
         }
-        self.let_in_before(self.next_effect().map_or(Time::from_nanos(u64::MAX), |(due, _)| due));
+        self.quiet_until = self.next_effect().map_or(Time::MAX, |(due, _)| due);
+        self.let_in_before(self.quiet_until);
     }
 
     /// Whoever was short of bytes, and has room for what is next by now, waits for its turn.
     pub(super) fn offer_head(&mut self) {
-        if let Some(size) = self.next_size() {
+        if self.consumers.any_short_of_bytes()
+            && let Some(size) = self.next_size()
+        {
             self.consumers.offer(size);
         }
     }
 
     /// Whether effects are due that no pass has come to.
     fn is_behind(&self) -> bool {
-        self.next_effect().is_some_and(|(due, _)| due <= self.now)
+        self.now >= self.quiet_until && self.next_effect().is_some_and(|(due, _)| due <= self.now)
+    }
+
+    /// Puts a message on the schedule.
+    pub(super) fn schedule(&mut self, due: Time, key: Key) {
+        self.schedule.insert((due, self.messages.slot(key).id, key));
+        self.quiet_until = self.quiet_until.min(due);
+    }
+
+    /// Takes a message off the schedule.
+    fn unschedule(&mut self, key: Key) {
+        self.schedule.remove(&(self.due(key), self.messages.slot(key).id, key));
     }
 
     /// What inputs made ready while effects were due takes its turn: after all that were due up to then, before those due later.
     fn let_in_before(&mut self, due: Time) {
-        while let Some(key) = self.later.front().filter(|&key| self.messages.slot(key).due < due) {
+        while let Some(key) = self.later.front().filter(|&key| self.messages.slot(key).at < due) {
             self.later.remove(&mut self.messages, key);
             self.messages.slot_mut(key).state = State::Ready { later: false };
             self.again.push_back(&mut self.messages, key);
@@ -60,7 +77,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// As many consumers are awake as there are messages to take, and both laws hold.
     pub(super) fn finish(&mut self) {
         self.offer_head();
-        if self.consumers.wake_for(self.deliverable()) {
+        if self.consumers.any_waiting() && self.consumers.wake_for(self.deliverable()) {
             self.patience = self.now.plus(WAKE_PATIENCE);
         }
         let backlog = self.backlog();
@@ -72,7 +89,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// The effect of time that is due first. At the same instant deadlines that nobody moved go first, in the order of hand-over, then
     /// the schedule, in the order of ids.
     pub(super) fn next_effect(&self) -> Option<(Time, Key)> {
-        let deadline = self.deadlines.front().map(|key| (self.messages.slot(key).due, key));
+        let deadline = self.deadlines.front().map(|key| (self.due(key), key));
         let scheduled = self.schedule.first().map(|&(due, _, key)| (due, key));
         match (deadline, scheduled) {
             (Some(deadline), Some(scheduled)) if scheduled.0 < deadline.0 => Some(scheduled),
@@ -124,8 +141,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         let slot = self.messages.slot_mut(key);
         slot.state = State::Outstanding { extended: false };
         slot.attempts += 1;
-        slot.sent_at = now;
-        slot.due = deadline;
+        slot.at = now;
         slot.holder = consumer;
         let after = slot.last_outcome;
         let delivery = Delivery {
@@ -137,6 +153,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         };
         let size = slot.size;
         self.deadlines.push_back(&mut self.messages, key);
+        self.quiet_until = self.quiet_until.min(deadline);
         let receiver = self.consumers.get_mut(consumer).expect("only an attached consumer receives");
         receiver.held.push_back(&mut self.messages, key);
         receiver.held_bytes += u64::from(size);
@@ -208,7 +225,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
 
     fn expire(&mut self, key: Key) {
         let slot = self.messages.slot(key);
-        let (due, delay) = (slot.due, self.policy.backoff.before(slot.attempts + 1));
+        let (due, delay) = (self.due(key), self.policy.backoff.before(slot.attempts + 1));
         self.end_delivery(key, Outcome::Expired, true, due);
         self.retry(key, delay, due);
     }
@@ -240,14 +257,14 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         if delay.is_zero() {
             // An expiry takes its turn in the pass; what an input makes ready comes after effects that are due already.
             let slot = self.messages.slot_mut(key);
-            slot.due = at;
+            slot.at = at;
             let later = slot.last_outcome != Some(Outcome::Expired) && self.is_behind();
             self.make_ready(key, later);
         } else {
-            let slot = self.messages.slot_mut(key);
+            let (slot, due) = (self.messages.slot_mut(key), at.plus(delay));
             slot.state = State::Delayed;
-            slot.due = at.plus(delay);
-            self.schedule.insert((slot.due, slot.id, key));
+            slot.at = due;
+            self.schedule(due, key);
         }
         self.tell_at(key, at, |at, message| Event::Requeued { at, message, delay });
     }
@@ -266,7 +283,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// The message gets no further delivery: it is dropped, where it must be by way of the dead-letter topic.
     pub(super) fn give_up(&mut self, key: Key, reason: DropReason, at: Time) {
         if self.policy.dead_letters {
-            self.messages.slot_mut(key).due = at;
+            self.messages.slot_mut(key).at = at;
             self.put_on_offer(key, reason);
             self.tell_at(key, at, |at, message| Event::GivenUp { at, message, reason });
         } else {
@@ -294,11 +311,10 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         if taken {
             self.drop_message(key, reason, self.now);
         } else {
-            let due = self.now.plus(self.policy.ack_deadline);
-            let slot = self.messages.slot_mut(key);
+            let (slot, due) = (self.messages.slot_mut(key), self.now.plus(self.policy.ack_deadline));
             slot.state = State::GivenUp { reason, refused: true };
-            slot.due = due;
-            self.schedule.insert((due, slot.id, key));
+            slot.at = due;
+            self.schedule(due, key);
         }
         taken
     }
@@ -314,7 +330,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.take_from_holder(key);
         let slot = self.messages.slot_mut(key);
         slot.last_outcome = Some(outcome);
-        let (consumer, sent_at) = (slot.holder, slot.sent_at);
+        let (consumer, sent_at) = (slot.holder, slot.at);
         if outcome != Outcome::Acked {
             slot.history.push(Attempt { number: slot.attempts, outcome, failed, consumer, sent_at, ended_at: at });
         }
@@ -322,10 +338,9 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     }
 
     pub(super) fn take_from_deadlines(&mut self, key: Key) {
-        let slot = self.messages.slot(key);
-        if slot.state == (State::Outstanding { extended: true }) {
-            self.schedule.remove(&(slot.due, slot.id, key));
-            self.extended -= 1;
+        if self.messages.slot(key).state == (State::Outstanding { extended: true }) {
+            self.unschedule(key);
+            self.extended.remove(&key);
         } else {
             self.deadlines.remove(&mut self.messages, key);
         }
@@ -359,9 +374,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         let slot = self.messages.slot(key);
         match slot.state {
             State::Ready { .. } => self.take_from_ready(key),
-            State::Delayed | State::GivenUp { refused: true, .. } => {
-                self.schedule.remove(&(slot.due, slot.id, key));
-            }
+            State::Delayed | State::GivenUp { refused: true, .. } => self.unschedule(key),
             State::GivenUp { refused: false, .. } => self.given_up.remove(&mut self.messages, key),
             State::Outstanding { .. } => unreachable!("an outstanding message is in no queue"),
         }
@@ -371,7 +384,17 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
 
     pub(super) fn is_overdue(&self, key: Key) -> bool {
         let slot = self.messages.slot(key);
-        matches!(slot.state, State::Outstanding { .. }) && slot.due <= self.now
+        matches!(slot.state, State::Outstanding { .. }) && self.due(key) <= self.now
+    }
+
+    /// The ack deadline of an outstanding message; of any other the instant that its slot names.
+    pub(super) fn due(&self, key: Key) -> Time {
+        let slot = self.messages.slot(key);
+        match slot.state {
+            State::Outstanding { extended: false } => slot.at.plus(self.policy.ack_deadline),
+            State::Outstanding { extended: true } => self.extended[&key],
+            State::Ready { .. } | State::Delayed | State::GivenUp { .. } => slot.at,
+        }
     }
 
     fn has_retries_left(&self, key: Key) -> bool {
