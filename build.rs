@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use prost::Message;
+use tonic_build::manual::{Builder, Method, Service};
 
 const PROTO: &str = "ackstream/v1/ackstream.proto";
 
@@ -16,7 +17,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".") // payloads are shared, not copied
         .btree_map(".") // attributes have one order
         .build_transport(false) // the client takes any transport
+        .build_server(false)
         .compile_fds(descriptors)?;
+    // The server writes its frames with a codec of its own.
+    let exchange = Method::builder()
+        .name("exchange")
+        .route_name("Exchange")
+        .input_type("crate::proto::StreamMessage")
+        .output_type("crate::exchange::Frame")
+        .codec_path("crate::exchange::FrameCodec")
+        .client_streaming()
+        .server_streaming()
+        .build();
+    let service = Service::builder().name("MessageStream").package("ackstream.v1").method(exchange).build();
+    Builder::new().build_client(false).build_transport(false).compile(&[service]);
     tell_build_info();
     Ok(())
 }

@@ -39,19 +39,19 @@ impl Bench {
 
     /// Nanoseconds a message.
     #[expect(clippy::cast_precision_loss, reason = "it is a figure for people")]
-    fn round(&mut self, message: &Arc<Message>) -> f64 {
+    fn round(&mut self, message: &Message) -> f64 {
         let start = Instant::now();
         for _ in 0..MESSAGES {
             let id = MessageId(self.next);
             self.next += 1;
             let mut locked = self.subscription.lock();
             let now = locked.now;
-            locked.enqueue(id, Arc::clone(message), 1, now);
+            locked.enqueue(id, message.clone(), 1, now);
             let delivery = locked.next_delivery(self.consumer, now).expect("a message is ready");
             let sampled = locked.observer().last_sampled();
             drop(locked);
             let context = self.subscription.contexts().map_or_else(String::new, |contexts| {
-                contexts.traceparent(delivery.id, delivery.attempt, &delivery.body.attributes, sampled)
+                contexts.traceparent(delivery.id, delivery.attempt, &delivery.body, sampled)
             });
             drop(black_box(context));
             let mut locked = self.subscription.lock();
@@ -79,7 +79,7 @@ async fn main() {
     };
     let counts = Arc::new(TraceCounts::default());
     let exporter = Exporter::start(&settings, 100, counts).expect("the system has random numbers");
-    let message = Arc::new(Message::default());
+    let message = Message::new(b"", &std::collections::BTreeMap::new());
     let mut off = Bench::new(None);
     let mut on = Bench::new(Some(Traces::new(exporter.tracing().clone(), "demo", 7, "demo")));
     let (mut without, mut with) = (Vec::new(), Vec::new());

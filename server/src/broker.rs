@@ -280,8 +280,8 @@ impl Topic {
     /// # Errors
     ///
     /// Why the message was not accepted.
-    pub fn publish(&self, message: Message) -> Result<MessageId, PublishError> {
-        let accepted = self.check(&message).and_then(|()| self.store(message));
+    pub fn publish(&self, message: &Message) -> Result<MessageId, PublishError> {
+        let accepted = self.check(message).and_then(|()| self.store(message));
         accepted.inspect_err(|error| self.rejections.count(error.reason()))
     }
 
@@ -300,18 +300,17 @@ impl Topic {
     /// # Errors
     ///
     /// Which subscription refused it.
-    pub fn publish_dead_letter(&self, message: Message) -> Result<MessageId, PublishError> {
+    pub fn publish_dead_letter(&self, message: &Message) -> Result<MessageId, PublishError> {
         self.store(message)
     }
 
-    fn store(&self, message: Message) -> Result<MessageId, PublishError> {
+    fn store(&self, message: &Message) -> Result<MessageId, PublishError> {
         let size = u32::try_from(message.size()).unwrap_or(u32::MAX); // what is larger fits no backlog
-        let message = Arc::new(message);
         // The topic before its subscriptions, and those in their order: the one order in which these locks are taken.
         let mut ids = self.ids.lock().expect("a panic ends the process");
         let mut subscriptions: Vec<Locked<'_>> = self.subscriptions.iter().map(|one| one.lock()).collect();
         let now = subscriptions.iter().map(|locked| locked.now).max().unwrap_or_default();
-        ids.publish(&mut subscriptions, &message, size, now).map_err(|refused| PublishError::Refused {
+        ids.publish(&mut subscriptions, message, size, now).map_err(|refused| PublishError::Refused {
             topic: self.name.clone(),
             subscription: self.subscriptions[refused.subscription].name().to_owned(),
             refusal: refused.refusal,
@@ -321,14 +320,14 @@ impl Topic {
     /// Whether a message keeps all rules.
     fn check(&self, message: &Message) -> Result<(), PublishError> {
         // A dead letter is published again with what the server has added to it.
-        let (added_bytes, added) = dead_letters::added(&message.attributes);
-        let count = message.attributes.len() - added;
+        let (added_bytes, added) = dead_letters::added(message.attributes());
+        let count = message.attributes().count() - added;
         if count > MAX_ATTRIBUTES {
             return Err(PublishError::Invalid(format!(
                 "it has {count} attributes, at most {MAX_ATTRIBUTES} are allowed"
             )));
         }
-        for (name, value) in &message.attributes {
+        for (name, value) in message.attributes() {
             if !(1..=MAX_ATTRIBUTE_NAME).contains(&name.len()) {
                 let length = name.len();
                 return Err(PublishError::Invalid(format!(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use clap_complete::Shell;
 
-use crate::client::{self, NoTarget, Peer, Target, consume, publish};
+use crate::client::{self, NoTarget, Peer, Target, bench, consume, publish};
 use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of, Problem};
 use crate::exchange::DEFAULT_NAME;
 use crate::health::Question;
@@ -28,7 +29,7 @@ pub struct Invocation {
 }
 
 /// A command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Wanted {
     /// The generator and the server.
     Demo,
@@ -42,12 +43,16 @@ pub enum Wanted {
     Publish(publish::Options),
     /// Print messages.
     Consume(consume::Options),
+    /// Put a load on a server.
+    Bench(bench::Options),
     /// Print what a shell needs to complete commands and options.
     Completions(Shell),
 }
 
 /// The server that clients talk to unless they are told of another.
 const DEFAULT_TARGET: &str = "localhost:50051";
+/// Where the server has its metrics, unless they are told to be elsewhere.
+const DEFAULT_METRICS: &str = "localhost:9464";
 /// How long the answer about a server's health may take, unless another time is given.
 const HEALTH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -162,6 +167,31 @@ pub fn command() -> Command {
                 .arg(switch("json", "Print whole messages, attributes included, as JSON")),
         )
         .subcommand(
+            peer(Command::new("bench").about("Put a load on a running server: how fast, how late, and whether the laws held"))
+                .after_help(BENCH_HELP)
+                .arg(option("publishers", "N", "Streams that publish [default: 1]"))
+                .arg(option("consumers", "N", "Streams that consume [default: 1]"))
+                .arg(
+                    option("subscription", "NAME", "The subscription; given again, each gets its share of the consumers [default: demo]")
+                        .action(ArgAction::Append),
+                )
+                .arg(option("connections", "N", "Connections that carry the streams [default: one for each stream, at most 64]"))
+                .arg(option("rate", "N", "Messages a second, of all publishers together [default: as fast as it goes]"))
+                .arg(option("payload", "SIZE", "Bytes of each message; latencies need 16 [default: 128B]"))
+                .arg(option("batch", "N", "Messages in a frame [default: each in a frame of its own]"))
+                .arg(option("window", "N", "Messages that a consumer may have outstanding [default: 1000 more than --hold]"))
+                .arg(option("hold", "N", "A consumer acks a message only when it holds so many later ones [default: 0]"))
+                .arg(option("ack-delay", "TIME", "Ack so long after the delivery [default: 0s]"))
+                .arg(option("drop-rate", "SHARE", "Never ack this share of the deliveries, 0 to 1 [default: 0]"))
+                .arg(option("duration", "TIME", "How long to publish or, without publishers, to consume [default: 10s]"))
+                .arg(
+                    option("count", "N", "Instead of a duration: messages to publish or, without publishers, to consume")
+                        .conflicts_with("duration"),
+                )
+                .arg(option("metrics", "HOST:PORT", "Where the server has its metrics, or \"off\" [default: localhost:9464]"))
+                .arg(switch("json", "Report in JSON")),
+        )
+        .subcommand(
             Command::new("completions").about("Print a script that completes commands and options in a shell").arg(
                 Arg::new("shell").value_name("SHELL").required(true).value_parser(clap::value_parser!(Shell)),
             ),
@@ -175,6 +205,14 @@ const PUBLISH_HELP: &str = "\
     In JSON a message is {\"payload\": TEXT} or {\"payload_base64\": BASE64}, and may have {\"attributes\": {NAME: VALUE}}.\n\n\
     Exit codes: 0 all is published; 1 some lines are not, each is told by its number; 64 wrong usage, or no such topic; 66 the file \
     cannot be read; 69 no server.";
+
+/// What a load is, and what is made of it.
+const BENCH_HELP: &str = "\
+    The publishers stop after the duration or the count, and the consumers when all that was accepted is acked, or left to be dropped, \
+    or has not come for 5 s. A subscription that others consume too, or that has a backlog of its own, is no good one to measure: it \
+    consumes what it gets.\n\n\
+    Ctrl-C stops the publishers, a second one the consumers.\n\n\
+    Exit codes: 0 all was accepted and delivered, and no law was seen broken; 1 not so; 64 wrong usage, or no such topic; 69 no server.";
 
 /// The options of a command that talks to a server as any client does.
 fn peer(command: Command) -> Command {
@@ -235,6 +273,7 @@ fn understand(matches: &ArgMatches, mut problems: Vec<Problem>) -> Invocation {
         Some(("health", matches)) => (Wanted::Health(Values { matches, problems: &mut problems }.question()), matches),
         Some(("publish", matches)) => (Wanted::Publish(Values { matches, problems: &mut problems }.publish()), matches),
         Some(("consume", matches)) => (Wanted::Consume(Values { matches, problems: &mut problems }.consume()), matches),
+        Some(("bench", matches)) => (Wanted::Bench(Values { matches, problems: &mut problems }.bench()), matches),
         Some(("completions", matches)) => {
             let shell = matches.get_one::<Shell>("shell").expect("clap asks for it");
             (Wanted::Completions(*shell), matches)
@@ -321,6 +360,79 @@ impl Values<'_> {
         }
         let file = self.matches.get_one::<PathBuf>("file").cloned();
         publish::Options { peer: self.peer(), file, json: self.flag("json"), attributes }
+    }
+
+    fn number<T: std::str::FromStr>(&mut self, name: &str, fits: impl FnOnce(&T) -> bool, must: &str) -> Option<T> {
+        self.read(name, |text| text.parse().ok().filter(fits).ok_or_else(|| must.to_owned()))
+    }
+
+    fn bench(mut self) -> bench::Options {
+        const STREAMS: &str = "must be a whole number of streams, 0 to 10000";
+        const MESSAGES: &str = "must be a whole number of messages, 0 to 10000000";
+        let streams = |number: &u32| *number <= bench::MAX_STREAMS;
+        let messages = |number: &u32| *number <= bench::MAX_HELD;
+        let publishers = self.number("publishers", streams, STREAMS).unwrap_or(1);
+        let consumers = self.number("consumers", streams, STREAMS).unwrap_or(1);
+        if publishers + consumers == 0 {
+            self.wrong("consumers", "0", "must be at least 1 where nobody publishes".to_owned());
+        }
+        let hold = self.number("hold", messages, MESSAGES).unwrap_or(0);
+        let window = self.number("window", messages, MESSAGES).unwrap_or(bench::WINDOW + hold);
+        if window <= hold {
+            let must = format!("must be more than --hold ({hold}), or nothing would ever be acked");
+            self.wrong("window", &window.to_string(), must);
+        }
+        let payload = self.read("payload", |text| match text.parse::<bytesize::ByteSize>() {
+            Ok(size) if size.as_u64() <= bench::MAX_PAYLOAD => {
+                Ok(usize::try_from(size.as_u64()).expect("it is bounded"))
+            }
+            Ok(_) | Err(_) => {
+                Err("must be a number of bytes with its unit, such as \"128B\" or \"1KiB\", at most 16MiB".to_owned())
+            }
+        });
+        let mut subscriptions: Vec<String> =
+            self.matches.get_many::<String>("subscription").into_iter().flatten().cloned().collect();
+        if subscriptions.is_empty() {
+            subscriptions.push(DEFAULT_NAME.to_owned());
+        }
+        if (consumers as usize) < subscriptions.len() && consumers > 0 {
+            let must = format!("must be at least the number of subscriptions, {}", subscriptions.len());
+            self.wrong("consumers", &consumers.to_string(), must);
+        }
+        let metrics = match self.text("metrics").as_deref() {
+            Some("off") => None,
+            Some(_) => {
+                self.read("metrics", |text| text.parse().map_err(|error: NoTarget| format!("{error}, or \"off\"")))
+            }
+            None => Some(DEFAULT_METRICS.parse().expect("it is a target")),
+        };
+        let positive = |rate: &f64| rate.is_finite() && *rate > 0.0;
+        bench::Options {
+            peer: self.peer(),
+            subscriptions,
+            publishers,
+            consumers,
+            connections: self
+                .number(
+                    "connections",
+                    |number: &NonZeroU32| number.get() <= bench::MAX_STREAMS,
+                    "must be a whole number, 1 to 10000",
+                )
+                .unwrap_or(bench::CONNECTIONS),
+            rate: self.number("rate", positive, "must be a number of messages a second, more than 0"),
+            payload: payload.unwrap_or(bench::PAYLOAD),
+            batch: self.number("batch", messages, MESSAGES).unwrap_or(0),
+            window,
+            hold,
+            ack_delay: self.duration("ack-delay").unwrap_or_default(),
+            drop_rate: self
+                .number("drop-rate", |share| (0.0..=1.0).contains(share), "must be a share, 0 to 1")
+                .unwrap_or(0.0),
+            duration: self.duration("duration").unwrap_or(bench::DURATION),
+            count: self.number("count", |count| *count > 0, "must be a whole number of messages, at least 1"),
+            metrics,
+            json: self.flag("json"),
+        }
     }
 
     fn consume(mut self) -> consume::Options {

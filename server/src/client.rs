@@ -1,4 +1,4 @@
-//! The commands that talk to a running server as any client does: `publish` and `consume`.
+//! The commands that talk to a running server as any client does: `publish`, `consume` and `bench`.
 //!
 //! ```text
 //!   publish:  input (a thread) ─▶ publications (no I/O) ─▶ link ═══ Exchange ═══ server
@@ -6,6 +6,7 @@
 //! ```
 
 mod backoff;
+pub mod bench;
 pub mod consume;
 mod holdings;
 mod input;

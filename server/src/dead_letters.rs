@@ -28,8 +28,8 @@ pub const ORIGIN_ATTEMPTS: &str = "ackstream.origin.attempts";
 pub const ORIGIN_ATTRIBUTES: [&str; 5] = [ORIGIN_TOPIC, ORIGIN_SUBSCRIPTION, ORIGIN_ID, ORIGIN_REASON, ORIGIN_ATTEMPTS];
 
 /// The bytes of those attributes among a message's, and how many there are.
-pub fn added(attributes: &BTreeMap<String, String>) -> (usize, usize) {
-    let added = ORIGIN_ATTRIBUTES.iter().filter_map(|name| attributes.get_key_value(*name));
+pub fn added<'a>(attributes: impl IntoIterator<Item = (&'a str, &'a str)>) -> (usize, usize) {
+    let added = attributes.into_iter().filter(|(name, _)| ORIGIN_ATTRIBUTES.contains(name));
     added.fold((0, 0), |(bytes, count), (name, value)| (bytes + name.len() + value.len(), count + 1))
 }
 
@@ -60,8 +60,8 @@ impl DeadLetters {
         let now = locked.now;
         for _ in 0..LETTERS_PER_LOCK {
             // A million letters may wait for a topic that is full: what is refused is refused before it is written.
-            let take = |message: &MessageView<'_, Arc<Message>>, reason| {
-                self.to.has_room_for(message.size) && self.to.publish_dead_letter(self.write(message, reason)).is_ok()
+            let take = |message: &MessageView<'_, Message>, reason| {
+                self.to.has_room_for(message.size) && self.to.publish_dead_letter(&self.write(message, reason)).is_ok()
             };
             if locked.offer_dead_letter(now, take).is_none() {
                 break;
@@ -69,9 +69,10 @@ impl DeadLetters {
         }
     }
 
-    fn write(&self, dead: &MessageView<'_, Arc<Message>>, reason: DropReason) -> Message {
+    fn write(&self, dead: &MessageView<'_, Message>, reason: DropReason) -> Message {
         let attempts: Vec<_> = dead.history.iter().map(EndedAttempt::of).collect();
-        let mut attributes = dead.body.attributes.clone();
+        let mut attributes: BTreeMap<String, String> =
+            dead.body.attributes().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         attributes.extend([
             (ORIGIN_TOPIC.to_owned(), self.topic.clone()),
             (ORIGIN_SUBSCRIPTION.to_owned(), self.subscription.clone()),
@@ -79,7 +80,7 @@ impl DeadLetters {
             (ORIGIN_REASON.to_owned(), reason.name().to_owned()),
             (ORIGIN_ATTEMPTS.to_owned(), serde_json::to_string(&attempts).expect("plain values make JSON")),
         ]);
-        Message { payload: dead.body.payload.clone(), attributes, number: None }
+        Message::new(dead.body.payload(), &attributes)
     }
 }
 

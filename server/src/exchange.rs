@@ -7,6 +7,7 @@
 //!  server's frames ◀──────── outgoing (a stream that tonic polls) ─ pulls the next delivery
 //! ```
 
+mod codec;
 mod frames;
 mod incoming;
 mod outgoing;
@@ -28,6 +29,8 @@ use crate::exchange::status::Refused;
 use crate::listener::Connection;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
+
+pub use codec::{Frame, FrameCodec};
 
 /// How the server ends the streams that are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::info;
 
@@ -53,12 +52,8 @@ async fn publish_and_wait(plan: Plan, topic: &Topic, progress: &Progress) -> Res
 /// Publishes one message; while a backlog is full, waits until something is settled.
 async fn publish(number: u64, topic: &Topic, progress: &Progress) -> Result<(), PublishError> {
     loop {
-        let message = Message {
-            payload: Bytes::from(format!("Message {number}")),
-            number: NonZeroU64::new(number),
-            ..Message::default()
-        };
-        match topic.publish(message) {
+        let message = Message::numbered(format!("Message {number}").as_bytes(), number);
+        match topic.publish(&message) {
             Ok(_) => return Ok(()),
             Err(error) if error.may_pass() => progress.changed().await,
             Err(error) => return Err(error),

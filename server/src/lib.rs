@@ -23,11 +23,13 @@ pub mod server;
 pub mod services;
 pub mod subscription;
 pub mod telemetry;
+pub mod workers;
 
 /// The wire contract, made from `proto/ackstream/v1/ackstream.proto`, where every member is explained.
 #[allow(clippy::pedantic, missing_docs, clippy::all, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("ackstream.v1");
+    tonic::include_proto!("ackstream.v1.MessageStream");
 
     /// The contract's descriptors, with its comments.
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("ackstream.v1");

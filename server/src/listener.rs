@@ -1,7 +1,9 @@
 //! The accept loop: every connection is served by hyper's HTTP/2 in a task of its own, with tonic's routes inside. It is ours, because
 //! tonic's server can neither refuse a connection nor end one whose reader is stuck.
 
+use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::BodyExt as _;
@@ -9,12 +11,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::telemetry::CountedRoutes;
+use crate::workers::Workers;
 
 /// An HTTP/2 ping goes to a silent client this often, and one that does not answer in time has gone: a host that vanished, or a
 /// process that was stopped, gives back what it holds within half a minute.
@@ -24,8 +27,14 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the loop waits after the system has refused a connection, for example because no file descriptor is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts connections until `stop`; what is open goes on in tasks of `connections`.
-pub async fn accept(listener: TcpListener, routes: CountedRoutes, stop: CancellationToken, connections: TaskTracker) {
+/// Accepts connections until `stop`; what is open goes on in tasks of `connections`, which run on the `workers`.
+pub async fn accept(
+    listener: TcpListener,
+    routes: CountedRoutes,
+    stop: CancellationToken,
+    connections: TaskTracker,
+    workers: Arc<Workers>,
+) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -35,11 +44,18 @@ pub async fn accept(listener: TcpListener, routes: CountedRoutes, stop: Cancella
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true); // a connection that is gone already says so when it is read
                 let (routes, stop) = (routes.clone(), stop.clone());
-                connections.spawn(async move {
-                    if let Err(error) = serve_connection(stream, routes, stop).await {
-                        debug!(%peer, %error, "connection ends");
+                let (runtime, place) = workers.assign();
+                let serve = async move {
+                    let served = match move_here(stream) {
+                        Ok(stream) => serve_connection(stream, routes, stop).await.map_err(|error| error.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    if let Err(error) = served {
+                        debug!(%peer, error, "connection ends");
                     }
-                });
+                    drop(place);
+                };
+                connections.spawn_on(serve, runtime);
             }
             Err(error) => {
                 warn!("cannot accept a connection: {error}");
@@ -47,6 +63,11 @@ pub async fn accept(listener: TcpListener, routes: CountedRoutes, stop: Cancella
             }
         }
     }
+}
+
+/// A socket waits with the runtime on which it was made: from here on with this one.
+fn move_here(stream: TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.into_std()?)
 }
 
 /// Serves one connection until it ends. After `stop` it takes no new streams and ends with its last one.

@@ -3,23 +3,30 @@
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ackstream::address::Listen;
 use ackstream::cli::{self, Invocation, Wanted};
-use ackstream::client::{consume, publish};
+use ackstream::client::{bench, consume, publish};
 use ackstream::config::{Config, Layers, Problem};
 use ackstream::exchange::Ending;
 use ackstream::exit::Exit;
 use ackstream::process::{self, Signals};
 use ackstream::server::Server;
 use ackstream::telemetry::Environment;
+use ackstream::workers::Workers;
 use ackstream::{generator, health, listener, logging};
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+
+/// Gives memory back to the system once messages are settled, whichever thread they were accepted and settled on; the C library's
+/// allocator keeps all of it after a peak (measured: 342 of 343 MB).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long the collector may take for the last traces.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
@@ -53,7 +60,7 @@ fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
             let environment = Environment::read(std::env::vars_os());
             let (((), mut config), Environment { traces, ignored }) = both(both(usage, config), environment)?;
             config.settings.traces = traces;
-            block_on(Builder::new_multi_thread(), run(is_demo, config, &ignored))
+            block_on(Builder::new_current_thread(), run(is_demo, config, &ignored))
         }
         Wanted::Config => say(&both(usage, config())?.1.to_string()),
         Wanted::Health(question) => {
@@ -67,6 +74,10 @@ fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
         Wanted::Consume(options) => {
             usage?;
             block_on(Builder::new_current_thread(), consume::run(options))
+        }
+        Wanted::Bench(options) => {
+            usage?;
+            block_on(Builder::new_current_thread(), bench::run(options))
         }
         Wanted::Completions(shell) => {
             usage?;
@@ -116,6 +127,10 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
         Ok(bound) => bound,
         Err(why) => return unavailable(&why),
     };
+    let workers = match Workers::start() {
+        Ok(workers) => Arc::new(workers),
+        Err(error) => return unavailable(&format!("cannot start the threads that serve connections: {error}")),
+    };
     let server = match Server::start(&config.settings).await {
         Ok(server) => server,
         Err(error) => return unavailable(&format!("the system has no random numbers: {error}")),
@@ -130,7 +145,13 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
     }
     server.serving().await; // whoever has connected by now waits to be accepted
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
-    connections.spawn(listener::accept(listener, server.routes(), stop.clone(), connections.clone()));
+    connections.spawn(listener::accept(
+        listener,
+        server.routes(),
+        stop.clone(),
+        connections.clone(),
+        Arc::clone(&workers),
+    ));
     connections.close();
 
     let ending = tokio::select! {

@@ -1,7 +1,7 @@
 //! A subscription of the core, made shareable: one lock, the wakers of its consumers, and the task that calls it when time is due.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 use std::task::Waker;
 
 use ackstream_core::{ConsumerId, Leave, Policy, Time};
@@ -14,7 +14,7 @@ use crate::message::Message;
 use crate::telemetry::{Contexts, Watch};
 
 /// The core's subscription, of shared messages, watched by the server's telemetry.
-pub type Core = ackstream_core::Subscription<Arc<Message>, Watch>;
+pub type Core = ackstream_core::Subscription<Message, Watch>;
 
 /// One subscription and what it needs to live in a server.
 pub struct Subscription {

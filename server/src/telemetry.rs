@@ -23,6 +23,7 @@ pub use metrics::Metrics;
 pub use progress::Progress;
 pub use tally::{RETRY_ATTEMPTS, Settled, Tally};
 pub use trace_counts::{OnTheWay, TraceCounts};
+pub(crate) use traces::TRACEPARENT_LENGTH;
 pub use traces::{Contexts, Environment, Exporter, Sampler, TRACEPARENT, TraceSettings, Traces, Tracing};
 
 use crate::message::Message;
@@ -80,8 +81,8 @@ impl Watch {
     }
 }
 
-impl Observer<Arc<Message>> for Watch {
-    fn observe(&mut self, event: &Event<'_, Arc<Message>>) {
+impl Observer<Message> for Watch {
+    fn observe(&mut self, event: &Event<'_, Message>) {
         self.tally.observe(event);
         self.lines.observe(event, self.contexts());
         if let Some(progress) = &self.progress {

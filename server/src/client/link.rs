@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::backoff::Backoff;
-use super::{Peer, say};
+use super::{Peer, Target, say};
 use crate::proto::message_stream_client::MessageStreamClient;
 use crate::proto::stream_message::Kind;
 use crate::proto::{Open, Opened, StreamMessage};
@@ -61,8 +61,6 @@ impl std::error::Error for LinkError {}
 
 /// The way to one server.
 pub(super) struct Link {
-    /// Where the server may be, in the order in which to try.
-    endpoints: Vec<Endpoint>,
     peer: Peer,
     open: Open,
     backoff: Backoff,
@@ -83,17 +81,7 @@ pub(super) struct Stream {
 impl Link {
     /// To this server, with `open` as the first frame of each stream.
     pub(super) fn new(peer: Peer, open: Open) -> Self {
-        let endpoint = |authority: String| {
-            Endpoint::from_shared(format!("http://{authority}"))
-                .expect("a target is an authority")
-                .connect_timeout(OPENED_WITHIN)
-                .initial_stream_window_size(RECEIVE_WINDOW)
-                .initial_connection_window_size(RECEIVE_WINDOW)
-                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        };
-        let endpoints = peer.target.authorities().into_iter().map(endpoint).collect();
-        Self { endpoints, peer, open, backoff: Backoff::new(), opened_at: None }
+        Self { peer, open, backoff: Backoff::new(), opened_at: None }
     }
 
     /// Opens a stream, after a wait where it is not the first, and tries again while that may help.
@@ -137,31 +125,66 @@ impl Link {
         tokio::time::sleep(length.min(longest)).await;
     }
 
-    async fn connect(&self) -> Result<Channel, Status> {
-        let mut refused = Status::unavailable("there is nowhere to connect to");
-        for endpoint in &self.endpoints {
-            match endpoint.connect().await {
-                Ok(channel) => return Ok(channel),
-                Err(error) => refused = Status::unavailable(root_cause(&error)),
-            }
-        }
-        Err(refused)
-    }
-
     async fn try_open(&self) -> Result<Stream, Status> {
-        let channel = self.connect().await?;
+        let channel = connect(&self.peer.target).await?;
         let (say, frames) = mpsc::channel(FRAMES_WAITING);
         let open = StreamMessage { kind: Some(Kind::Open(self.open.clone())) };
         say.try_send(open).expect("the channel is new");
-        let mut client = MessageStreamClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
-        let mut frames = client.exchange(ReceiverStream::new(frames)).await?.into_inner();
-        match frames.message().await? {
-            Some(StreamMessage { kind: Some(Kind::Opened(opened)) }) => Ok(Stream { opened, say, frames }),
-            Some(_) => {
-                Err(Status::unimplemented("this is no ackstream server: it did not answer `open` with `opened`"))
-            }
-            None => Err(Status::unavailable("the server has ended the stream")),
+        let (opened, frames) = exchange(channel, ReceiverStream::new(frames)).await?;
+        Ok(Stream { opened, say, frames })
+    }
+}
+
+/// Whether the server is there, has the topic, and speaks our contract.
+///
+/// # Errors
+///
+/// Why not.
+pub(super) async fn reach(peer: &Peer) -> Result<(), LinkError> {
+    let open = Open { topic: peer.topic.clone(), publish_only: true, ..Open::default() };
+    let stream = Link::new(peer.clone(), open).open().await?;
+    stream.leave(OPENED_WITHIN).await.map_err(LinkError::Refused)
+}
+
+/// A connection to a server: one try, at every place where it may be.
+///
+/// # Errors
+///
+/// Why there is none.
+pub(super) async fn connect(target: &Target) -> Result<Channel, Status> {
+    let mut refused = Status::unavailable("there is nowhere to connect to");
+    for authority in target.authorities() {
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+            .expect("a target is an authority")
+            .connect_timeout(OPENED_WITHIN)
+            .initial_stream_window_size(RECEIVE_WINDOW)
+            .initial_connection_window_size(RECEIVE_WINDOW)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+        match endpoint.connect().await {
+            Ok(channel) => return Ok(channel),
+            Err(error) => refused = Status::unavailable(root_cause(&error)),
         }
+    }
+    Err(refused)
+}
+
+/// Opens a stream of a connection: `says`, of which the first frame is `open`, are what the client says. Returns the answer to that,
+/// and what the server says from then on.
+///
+/// # Errors
+///
+/// Why the server did not open it.
+pub(super) async fn exchange(
+    channel: Channel,
+    says: impl futures_core::Stream<Item = StreamMessage> + Send + 'static,
+) -> Result<(Opened, Streaming<StreamMessage>), Status> {
+    let mut client = MessageStreamClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
+    let mut frames = client.exchange(says).await?.into_inner();
+    match frames.message().await? {
+        Some(StreamMessage { kind: Some(Kind::Opened(opened)) }) => Ok((opened, frames)),
+        Some(_) => Err(Status::unimplemented("this is no ackstream server: it did not answer `open` with `opened`")),
+        None => Err(Status::unavailable("the server has ended the stream")),
     }
 }
 

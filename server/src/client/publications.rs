@@ -139,7 +139,7 @@ fn size(data: &DataMessage) -> usize {
 
 /// Those that count against the server's bound: what it has added to a dead letter does not.
 pub(super) fn bounded_size(data: &DataMessage) -> usize {
-    size(data) - dead_letters::added(&data.attributes).0
+    size(data) - dead_letters::added(data.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str()))).0
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Between the wire and the core: times, lengths of time, deliveries and answers.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ackstream_core::{Delivery, MessageId, Time};
 
 use crate::broker::PublishError;
+use crate::exchange::codec::{Frame, Push};
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
-use crate::proto::{AckBatch, AckMessage, DataMessage, Nack, StreamMessage};
+use crate::proto::{AckBatch, AckMessage, Nack, StreamMessage};
 use crate::telemetry::Contexts;
 
 const NANOS: u64 = 1_000_000_000;
@@ -34,29 +34,20 @@ pub(super) fn from_wire(length: prost_types::Duration) -> Duration {
 }
 
 /// A frame with this member.
-pub(super) const fn frame(kind: Kind) -> StreamMessage {
-    StreamMessage { kind: Some(kind) }
+pub(super) const fn frame(kind: Kind) -> Frame {
+    Frame::Other(StreamMessage { kind: Some(kind) })
 }
 
 /// A delivery as its consumer gets it, with its trace context, `sampled` or not, where deliveries are traced.
-pub(super) fn data(
-    delivery: &Delivery<Arc<Message>>,
+pub(super) fn push(
+    delivery: Delivery<Message>,
     requires_ack: bool,
     contexts: Option<&Contexts>,
     sampled: bool,
-) -> DataMessage {
-    let attributes = &delivery.body.attributes;
-    DataMessage {
-        id: delivery.id.0,
-        timestamp: Some(timestamp(delivery.accepted_at)),
-        payload: delivery.body.payload.clone(),
-        requires_ack,
-        delivery_attempt: delivery.attempt,
-        attributes: attributes.clone(),
-        trace_context: contexts.map_or_else(String::new, |contexts| {
-            contexts.traceparent(delivery.id, delivery.attempt, attributes, sampled)
-        }),
-    }
+) -> Push {
+    let Delivery { id, attempt, body, .. } = &delivery;
+    let traceparent = contexts.map(|contexts| contexts.encoded_traceparent(*id, *attempt, body, sampled));
+    Push { delivery, requires_ack, traceparent }
 }
 
 /// The answer to one publish.
@@ -69,7 +60,7 @@ pub(super) struct Answer {
 }
 
 /// The next frame of answers: refusals alone, acceptances up to `max_batch` together.
-pub(super) fn next_answers(answers: &mut VecDeque<Answer>, max_batch: usize) -> Option<StreamMessage> {
+pub(super) fn next_answers(answers: &mut VecDeque<Answer>, max_batch: usize) -> Option<Frame> {
     let Answer { ack_id, result, at } = answers.pop_front()?;
     let first = match result {
         Ok(id) => id,

@@ -1,6 +1,7 @@
-//! The server's half of a stream. It holds no queue of deliveries: tonic polls it when HTTP/2 has room, and then it asks the
-//! subscription. A slow reader therefore costs nothing, and no delivery ages in a buffer of ours.
+//! The server's half of a stream. No delivery ages in a queue of ours: tonic polls it when HTTP/2 has room, and then it asks the
+//! subscription, for about as much as tonic takes in one go. A slow reader therefore costs nothing.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,15 +12,18 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tonic::Status;
 
+use crate::exchange::codec::Frame;
 use crate::exchange::frames;
 use crate::exchange::session::{Receiver, Session, Turn};
 use crate::message::Message;
-use crate::proto::stream_message::Kind;
-use crate::proto::{DataBatch, DataMessage, StreamMessage};
 
 /// A batch stops at so many bytes of messages: far below the 4 MiB that gRPC clients take by default, and enough to make the
 /// cost of a frame vanish.
 const MAX_BATCH_BYTES: usize = 1 << 20;
+/// Where each delivery has a frame of its own, so many are handed over under one lock,
+const MAX_PULLED: usize = 64;
+/// or so many bytes of them: tonic puts up to 32 KiB into one buffer before it looks whether HTTP/2 has room for it.
+const MAX_PULLED_BYTES: usize = 16 << 10;
 /// What a message costs in a frame besides its payload and attributes, rounded up: ids, timestamp, attempt, lengths.
 const MESSAGE_OVERHEAD: usize = 64;
 
@@ -27,6 +31,10 @@ const MESSAGE_OVERHEAD: usize = 64;
 pub struct Outgoing {
     session: Arc<Session>,
     reader: AbortHandle,
+    /// Handed over, and about to be sent; whether their frames say that they are sampled.
+    pulled: VecDeque<(Delivery<Message>, bool)>,
+    /// Whose they are.
+    receiver: Option<Receiver>,
     ended: bool,
     /// The stream's place among those that may be open.
     _place: OwnedSemaphorePermit,
@@ -34,23 +42,29 @@ pub struct Outgoing {
 
 impl Outgoing {
     pub(super) const fn new(session: Arc<Session>, reader: AbortHandle, place: OwnedSemaphorePermit) -> Self {
-        Self { session, reader, ended: false, _place: place }
+        Self { session, reader, pulled: VecDeque::new(), receiver: None, ended: false, _place: place }
     }
 }
 
 impl Stream for Outgoing {
-    type Item = Result<StreamMessage, Status>;
+    type Item = Result<Frame, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
             return Poll::Ready(None);
         }
+        if !self.session.has_news()
+            && let Some(frame) = self.next()
+        {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         match self.session.turn(context) {
             Turn::Frame(frame) => Poll::Ready(Some(Ok(frame))),
-            Turn::Delivery(receiver) => match receiver.and_then(|receiver| pull(&receiver, context)) {
-                Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Poll::Pending,
-            },
+            Turn::Delivery(receiver) => {
+                self.receiver = receiver;
+                self.pull(context);
+                self.next().map_or(Poll::Pending, |frame| Poll::Ready(Some(Ok(frame))))
+            }
             Turn::End(end) => {
                 self.ended = true;
                 Poll::Ready(end.err().map(|refused| Err(refused.into())))
@@ -66,37 +80,38 @@ impl Drop for Outgoing {
     }
 }
 
-/// The next delivery, or as many as fit a batch, handed over under one lock and turned into a frame outside of it.
-fn pull(receiver: &Receiver, context: &Context<'_>) -> Option<StreamMessage> {
-    let mut locked = receiver.subscription.lock();
-    let now = locked.now;
-    locked.set_waker(receiver.consumer, context.waker());
-    let first = locked.next_delivery(receiver.consumer, now)?;
-    let sampled = locked.observer().last_sampled();
-    if receiver.max_batch == 0 {
-        drop(locked);
-        return Some(frames::frame(Kind::Data(data(receiver, &first, sampled))));
-    }
-    let mut bytes = cost(&first);
-    let mut batch = vec![(first, sampled)];
-    while batch.len() < receiver.max_batch {
-        let fits = |size: u32| bytes + MESSAGE_OVERHEAD + size as usize <= MAX_BATCH_BYTES;
-        if !locked.next_size().is_some_and(fits) {
-            break;
+impl Outgoing {
+    /// Hands over what is to be sent next, under one lock, unless something is. The stream is woken when there may be more.
+    fn pull(&mut self, context: &Context<'_>) {
+        let Some(receiver) = self.receiver.as_ref().filter(|_| self.pulled.is_empty()) else { return };
+        let (max, max_bytes) = match receiver.max_batch {
+            0 => (MAX_PULLED, MAX_PULLED_BYTES),
+            max_batch => (max_batch, MAX_BATCH_BYTES),
+        };
+        let mut bytes = 0;
+        let mut locked = receiver.subscription.lock();
+        let now = locked.now;
+        locked.set_waker(receiver.consumer, context.waker());
+        while self.pulled.len() < max {
+            let fits = |size: u32| bytes + MESSAGE_OVERHEAD + size as usize <= max_bytes;
+            if !self.pulled.is_empty() && !locked.next_size().is_some_and(fits) {
+                break;
+            }
+            let Some(delivery) = locked.next_delivery(receiver.consumer, now) else { break };
+            bytes += delivery.body.encoded_len() + MESSAGE_OVERHEAD;
+            self.pulled.push_back((delivery, locked.observer().last_sampled()));
         }
-        let Some(delivery) = locked.next_delivery(receiver.consumer, now) else { break };
-        bytes += cost(&delivery);
-        batch.push((delivery, locked.observer().last_sampled()));
     }
-    drop(locked);
-    let messages = batch.iter().map(|(delivery, sampled)| data(receiver, delivery, *sampled)).collect();
-    Some(frames::frame(Kind::DataBatch(DataBatch { messages })))
-}
 
-fn data(receiver: &Receiver, delivery: &Delivery<Arc<Message>>, sampled: bool) -> DataMessage {
-    frames::data(delivery, !receiver.auto_ack, receiver.subscription.contexts(), sampled)
-}
-
-fn cost(delivery: &Delivery<Arc<Message>>) -> usize {
-    delivery.body.size() + MESSAGE_OVERHEAD
+    /// A frame with the next delivery, or with all that were handed over together where the client takes batches.
+    fn next(&mut self) -> Option<Frame> {
+        let Self { receiver, pulled, .. } = self;
+        let receiver = receiver.as_ref()?;
+        let push =
+            |(delivery, sampled)| frames::push(delivery, !receiver.auto_ack, receiver.subscription.contexts(), sampled);
+        if receiver.max_batch == 0 {
+            return pulled.pop_front().map(|next| Frame::Data(push(next)));
+        }
+        (!pulled.is_empty()).then(|| Frame::DataBatch(pulled.drain(..).map(push).collect()))
+    }
 }

@@ -1,6 +1,7 @@
 //! What the two halves of one stream share.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
 use std::time::Duration;
@@ -8,10 +9,11 @@ use std::time::Duration;
 use ackstream_core::{Attachment, ConsumerId, Leave};
 use tokio::sync::Notify;
 
+use crate::exchange::codec::Frame;
 use crate::exchange::frames::{self, Answer};
 use crate::exchange::status::Refused;
+use crate::proto::Opened;
 use crate::proto::stream_message::Kind;
-use crate::proto::{Opened, StreamMessage};
 use crate::subscription::Subscription;
 
 /// At most so many answers to publishes wait for the client to read them.
@@ -22,6 +24,8 @@ const ANSWERS_READ_WITHIN: Duration = Duration::from_secs(5);
 /// The state of one stream, between the task that reads it and the stream that tonic polls.
 pub(super) struct Session {
     state: Mutex<State>,
+    /// Whether there is something that goes before deliveries; moved under the lock of the state.
+    news: AtomicBool,
     /// Rings when the client has been sent answers.
     answers_sent: Notify,
 }
@@ -51,7 +55,7 @@ pub(super) struct Receiver {
 /// What tonic's next poll gets from the session, before any delivery.
 pub(super) enum Turn {
     /// A frame.
-    Frame(StreamMessage),
+    Frame(Frame),
     /// The stream's end.
     End(Result<(), Refused>),
     /// Nothing; the next delivery, where the stream consumes.
@@ -60,7 +64,7 @@ pub(super) enum Turn {
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), answers_sent: Notify::new() }
+        Self { state: Mutex::default(), news: AtomicBool::new(false), answers_sent: Notify::new() }
     }
 
     /// Opens the stream: the answer to `open`, and the subscription to attach to.
@@ -84,6 +88,7 @@ impl Session {
             Receiver { subscription, consumer, auto_ack: attachment.auto_ack, max_batch }
         });
         state.opened = Some(opened);
+        self.news.store(true, Ordering::Release);
         state.max_batch = max_batch;
         let receiver = state.receiver.clone();
         state.wake();
@@ -107,6 +112,7 @@ impl Session {
     pub(super) fn answer(&self, answer: Answer) {
         let mut state = self.lock();
         state.answers.push_back(answer);
+        self.news.store(true, Ordering::Release);
         state.wake();
     }
 
@@ -115,6 +121,7 @@ impl Session {
         let mut state = self.lock();
         state.detach(leave);
         state.end = Some(how);
+        self.news.store(true, Ordering::Release);
         state.wake();
     }
 
@@ -125,6 +132,11 @@ impl Session {
         state.waker = None;
         state.detach(Leave::Broken);
         state.answers = VecDeque::new();
+    }
+
+    /// Whether something goes before the next delivery.
+    pub(super) fn has_news(&self) -> bool {
+        self.news.load(Ordering::Acquire)
     }
 
     /// What comes before any delivery. Whoever asks is woken when that may change.
@@ -141,6 +153,7 @@ impl Session {
         if let Some(end) = state.end.take() {
             return Turn::End(end);
         }
+        self.news.store(false, Ordering::Release);
         match &mut state.waker {
             Some(known) => known.clone_from(context.waker()), // costs nothing where it is the same
             place @ None => *place = Some(context.waker().clone()),

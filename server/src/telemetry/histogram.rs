@@ -85,7 +85,7 @@ impl<const EDGES: usize> Histogram<EDGES> {
 
     /// Appends its lines in the exposition format. `labels` are rendered, without braces; `unit` is how many of what is recorded make
     /// one of what is shown.
-    pub(super) fn render(&self, out: &mut String, name: &str, labels: &str, unit: f64) {
+    pub fn render(&self, out: &mut String, name: &str, labels: &str, unit: f64) {
         let mut total = 0;
         // Writing to a string cannot fail.
         for (edge, count) in self.edges.iter().zip(self.counts) {

@@ -86,8 +86,9 @@ impl Lines {
     pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>, contexts: Option<Contexts>) {
         match event {
             Event::Sent { at, message, after: None, .. } => {
-                let of =
-                    self.of.filter(|_| message.body.as_ref().number.is_some_and(|number| number.get() == message.id.0));
+                let of = self.of.filter(|_| {
+                    message.body.as_ref().number().is_some_and(|number| u64::from(number.get()) == message.id.0)
+                });
                 self.line(*at, message, contexts, |id| match of {
                     Some(of) => format!("Sent message {id}/{of}"),
                     None => format!("Sent message {id}"),
@@ -167,8 +168,8 @@ impl Lines {
             return;
         }
         self.written += 1;
-        let attributes = &message.body.as_ref().attributes;
-        let context = contexts.map(|contexts| contexts.traceparent(message.id, message.attempts, attributes, false));
+        let body = message.body.as_ref();
+        let context = contexts.map(|contexts| contexts.traceparent(message.id, message.attempts, body, false));
         info!(
             topic = self.topic,
             subscription = self.subscription,

@@ -34,7 +34,7 @@ impl Progress {
     pub(super) fn observe<M: AsRef<Message>>(&self, event: &Event<'_, M>) {
         match event {
             Event::Acked { message, .. } | Event::Dropped { message, .. } => {
-                self.settled.fetch_add(u64::from(message.body.as_ref().number.is_some()), Ordering::Release);
+                self.settled.fetch_add(u64::from(message.body.as_ref().number().is_some()), Ordering::Release);
             }
             Event::Attached { .. } => {
                 self.consumers.fetch_add(1, Ordering::Release);

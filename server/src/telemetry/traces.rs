@@ -12,15 +12,16 @@ mod outage;
 mod partial_success;
 mod spans;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use ackstream_core::{Attempt, ConsumerId, DropReason, Event, MessageId, MessageView, Outcome, Time};
+use rustc_hash::FxHashSet;
 use tokio::sync::mpsc;
 
 use super::{OnTheWay, TraceCounts};
 use crate::message::Message;
 use consumers::Consumers;
+pub(crate) use context::LENGTH as TRACEPARENT_LENGTH;
 pub use context::{Contexts, Sampler, TRACEPARENT};
 pub use environment::{Environment, TraceSettings};
 pub use exporter::Exporter;
@@ -44,7 +45,7 @@ pub struct Traces {
     origin: Arc<Origin>,
     consumers: Consumers,
     /// Unsettled messages of which a frame said that they are sampled: no more than are unsettled, and no more than the caps let in.
-    promised: HashSet<MessageId>,
+    promised: FxHashSet<MessageId>,
     /// Whether the last delivery is of those.
     last_sampled: bool,
 }
@@ -55,7 +56,7 @@ impl Traces {
         let contexts = Contexts::new(epoch, subscription, tracing.sampler);
         let origin = Arc::new(Origin { topic: topic.to_owned(), subscription: subscription.to_owned() });
         let consumers = Consumers::default();
-        Self { tracing, contexts, origin, consumers, promised: HashSet::new(), last_sampled: false }
+        Self { tracing, contexts, origin, consumers, promised: FxHashSet::default(), last_sampled: false }
     }
 
     /// Which trace each message belongs to.
@@ -77,7 +78,7 @@ impl Traces {
     pub(super) fn observe<M: AsRef<Message>>(&mut self, event: &Event<'_, M>) {
         match event {
             Event::Published { message, .. } => {
-                if context::parent_in(&message.body.as_ref().attributes).is_err() {
+                if context::parent_in(message.body.as_ref()).is_err() {
                     self.tracing.counts.count_context_ignored();
                 }
             }
@@ -121,7 +122,7 @@ impl Traces {
     /// Whether the sampler wants a message with which nothing went wrong.
     #[inline]
     fn is_wanted<M: AsRef<Message>>(&self, message: &MessageView<'_, M>) -> bool {
-        self.contexts.samples(message.id, &message.body.as_ref().attributes)
+        self.contexts.samples(message.id, message.body.as_ref())
     }
 
     /// Promises a trace of this message, where the cap has room for it.
@@ -133,13 +134,11 @@ impl Traces {
     /// A message is settled and to be traced. `last` is its last delivery where that was acked; all others are in the history.
     #[cold]
     fn settled<M: AsRef<Message>>(&mut self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
-        let attributes = &message.body.as_ref().attributes;
         let kind = match end {
             End::Dropped(DropReason::MaxRetries | DropReason::Rejected) => Kind::Dropped,
             End::Acked { .. } if message.history.is_empty() => Kind::Clean,
             End::Acked { .. } => Kind::Retried,
         };
-        let trace = self.contexts.trace(message.id, attributes);
         let attempts = message.history.iter().copied().chain(last);
         let spans = 1 + attempts.clone().count() as u64;
         let counts = &self.tracing.counts;
@@ -149,6 +148,7 @@ impl Traces {
             counts.count_rate_limited(spans);
             return;
         }
+        let trace = self.contexts.trace(message.id, message.body.as_ref());
         let record = Record {
             origin: Arc::clone(&self.origin),
             id: message.id,

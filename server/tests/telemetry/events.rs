@@ -12,7 +12,7 @@ use ackstream_core::{
 
 use crate::page::{DEMO, Page};
 
-type Told<'a> = Event<'a, Arc<Message>>;
+type Told<'a> = Event<'a, Message>;
 
 /// Instants in seconds since the message was accepted, chosen so that their differences are exact.
 fn at(seconds: u64) -> Time {
@@ -110,7 +110,7 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
 }
 
 /// Every event, in every kind that is counted by itself.
-fn all_events(body: &Arc<Message>, consumer: ConsumerId) -> Vec<Told<'_>> {
+fn all_events(body: &Message, consumer: ConsumerId) -> Vec<Told<'_>> {
     let view = |attempts| MessageView {
         id: MessageId(1),
         body,
@@ -156,7 +156,8 @@ fn all_events(body: &Arc<Message>, consumer: ConsumerId) -> Vec<Told<'_>> {
 
 #[test]
 fn every_event_moves_exactly_the_metrics_of_its_list() {
-    let (body, policy, calls, traces) = (Arc::default(), Policy::default(), Calls::default(), TraceCounts::default());
+    let (body, policy, calls, traces) =
+        (Message::numbered(b"", 1), Policy::default(), Calls::default(), TraceCounts::default());
     let mut exposition = Exposition::new(["demo"], [("demo", "demo", &policy)], &calls);
     let mut snapshot = Snapshot::default();
     let mut scrape = |snapshot: &Snapshot| {

@@ -1,14 +1,14 @@
 //! Which trace a message belongs to, without storing it: ids are fixed mixes, and the sampler is a function of the trace id, so that
 //! the hand-over of a delivery and the settling of its message come to the same answer.
 
-use std::collections::BTreeMap;
-
 use ackstream_core::MessageId;
+
+use crate::message::Message;
 
 /// The attribute in which a publisher hands over its trace context (W3C Trace Context, level 1).
 pub const TRACEPARENT: &str = "traceparent";
 /// The length of a version 00 `traceparent`.
-const LENGTH: usize = 55;
+pub(crate) const LENGTH: usize = 55;
 /// A `traceparent` of a later version may be longer, but nobody needs so much.
 const LONGEST: usize = 512;
 
@@ -73,19 +73,25 @@ impl Contexts {
         Self { seed, seed_digits: hex(seed), sampler }
     }
 
+    /// The `traceparent` of a delivery attempt, as text.
+    pub fn traceparent(&self, id: MessageId, attempt: u32, message: &Message, sampled: bool) -> String {
+        let text = self.encoded_traceparent(id, attempt, message, sampled);
+        std::str::from_utf8(&text).expect("digits are ASCII").to_owned()
+    }
+
     /// The `traceparent` of a delivery attempt, for its frame, which says whether it is `sampled`.
     #[expect(clippy::cast_possible_truncation, reason = "one half at a time")]
-    pub fn traceparent(
+    pub(crate) fn encoded_traceparent(
         &self,
         id: MessageId,
         attempt: u32,
-        attributes: &BTreeMap<String, String>,
+        message: &Message,
         sampled: bool,
-    ) -> String {
-        let trace = self.trace(id, attributes);
+    ) -> [u8; LENGTH] {
+        let trace = self.trace(id, message);
         let high = trace.parent.map_or(self.seed_digits, |parent| hex((parent.trace >> 64) as u64));
         let (low, span) = (hex(trace.id as u64), hex(trace.push_span(attempt)));
-        // "00-" high low "-" span "-00" as words, and one word more: text of whole blocks is checked three times as fast as any other.
+        // "00-" high low "-" span "-00" as words.
         let words = [
             word(b"00-") | high[0] >> 24,
             high[0] << 40 | high[1] >> 24,
@@ -94,18 +100,14 @@ impl Contexts {
             low[1] << 40 | word(b"\0\0\0-") | span[0] >> 32,
             span[0] << 32 | span[1] >> 32,
             span[1] << 32 | word(b"\0\0\0\0-00") | u64::from(sampled) << 8,
-            0,
         ];
-        let text = words.map(u64::to_be_bytes).as_flattened().to_vec();
-        let mut text = String::from_utf8(text).expect("digits are ASCII");
-        text.truncate(LENGTH);
-        text
+        *words.map(u64::to_be_bytes).as_flattened().first_chunk().expect("it is one byte longer")
     }
 
     #[inline]
-    pub(super) fn trace(&self, id: MessageId, attributes: &BTreeMap<String, String>) -> Trace {
+    pub(super) fn trace(&self, id: MessageId, message: &Message) -> Trace {
+        let parent = parent_in(message).ok().flatten();
         let message = mix(self.seed ^ id.0);
-        let parent = parent_in(attributes).ok().flatten();
         // One mix is enough: no two messages of a subscription have one number, and no two subscriptions one seed.
         let own = u128::from(self.seed) << 64 | u128::from(message);
         Trace { id: parent.map_or(own, |parent| parent.trace), parent, message }
@@ -113,11 +115,11 @@ impl Contexts {
 
     /// Whether a message with which nothing goes wrong is to be traced.
     #[inline]
-    pub(super) fn samples(&self, id: MessageId, attributes: &BTreeMap<String, String>) -> bool {
-        if self.sampler.below == 0 && (attributes.is_empty() || !self.sampler.parent_based) {
+    pub(super) fn samples(&self, id: MessageId, message: &Message) -> bool {
+        if self.sampler.below == 0 && (!message.has_attributes() || !self.sampler.parent_based) {
             return false; // whatever its trace is
         }
-        self.sampler.samples(&self.trace(id, attributes))
+        self.sampler.samples(&self.trace(id, message))
     }
 }
 
@@ -140,14 +142,14 @@ pub(super) struct Malformed;
 
 /// The publisher's context, where there is one.
 #[inline]
-pub(super) fn parent_in(attributes: &BTreeMap<String, String>) -> Result<Option<Parent>, Malformed> {
+pub(super) fn parent_in(message: &Message) -> Result<Option<Parent>, Malformed> {
     // Most messages have no attributes at all.
-    if attributes.is_empty() { Ok(None) } else { find_parent(attributes) }
+    if message.has_attributes() { find_parent(message) } else { Ok(None) }
 }
 
 #[inline(never)]
-fn find_parent(attributes: &BTreeMap<String, String>) -> Result<Option<Parent>, Malformed> {
-    attributes.get(TRACEPARENT).map(|text| parse(text).ok_or(Malformed)).transpose()
+fn find_parent(message: &Message) -> Result<Option<Parent>, Malformed> {
+    message.attribute(TRACEPARENT).map(|text| parse(text).ok_or(Malformed)).transpose()
 }
 
 fn parse(text: &str) -> Option<Parent> {

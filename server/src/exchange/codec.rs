@@ -1,0 +1,352 @@
+//! How frames become bytes. A delivery is written straight from the message that all of its subscriptions share, in the bytes that
+//! prost would write for a `DataMessage` of it, without making one: that would cost three allocations and a second pass for the
+//! lengths. A single ack is read without prost's detours, for the same reason. Every other frame is prost's.
+
+use ackstream_core::Delivery;
+use bytes::{Buf, BufMut};
+use prost::Message as _;
+use prost::encoding::{encode_varint, encoded_len_varint};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::exchange::frames::timestamp;
+use crate::message::Message;
+use crate::proto::stream_message::Kind;
+use crate::proto::{AckMessage, StreamMessage};
+use crate::telemetry::TRACEPARENT_LENGTH;
+
+/// What the server sends.
+#[derive(Debug)]
+pub enum Frame {
+    /// Anything but deliveries.
+    Other(StreamMessage),
+    /// One delivery.
+    Data(Push),
+    /// Several.
+    DataBatch(Vec<Push>),
+}
+
+/// A delivery on its way to its consumer.
+#[derive(Debug)]
+pub struct Push {
+    pub(super) delivery: Delivery<Message>,
+    pub(super) requires_ack: bool,
+    /// The trace context of this attempt, where deliveries are traced.
+    pub(super) traceparent: Option<[u8; TRACEPARENT_LENGTH]>,
+}
+
+/// The key of a field: its number, and how its value is written.
+const fn key(field: u8, wire_type: u8) -> u8 {
+    field << 3 | wire_type
+}
+const VARINT: u8 = 0;
+const LENGTH_DELIMITED: u8 = 2;
+
+// Fields of a `StreamMessage`,
+const DATA: u8 = key(3, LENGTH_DELIMITED);
+const ACK: u8 = key(4, LENGTH_DELIMITED);
+const DATA_BATCH: u8 = key(7, LENGTH_DELIMITED);
+// of a `DataBatch`,
+const MESSAGES: u8 = key(1, LENGTH_DELIMITED);
+// of a `DataMessage`,
+const ID: u8 = key(1, VARINT);
+const TIMESTAMP: u8 = key(2, LENGTH_DELIMITED);
+const PAYLOAD: u8 = key(3, LENGTH_DELIMITED);
+const REQUIRES_ACK: u8 = key(4, VARINT);
+const DELIVERY_ATTEMPT: u8 = key(5, VARINT);
+const TRACE_CONTEXT: u8 = key(7, LENGTH_DELIMITED);
+// of a `Timestamp`,
+const SECONDS: u8 = key(1, VARINT);
+const NANOS: u8 = key(2, VARINT);
+// and of an `AckMessage`.
+const ACK_ID: u8 = key(1, VARINT);
+
+/// What a `DataMessage` has before its payload's bytes, or behind them and before its attributes. It is written here first, since
+/// the buffer of a connection asks for room with every piece.
+struct Part {
+    bytes: [u8; Self::LONGEST],
+    len: usize,
+}
+
+impl Part {
+    /// Five keys, an id, a timestamp of two varints and its length, and the payload's length.
+    const LONGEST: usize = 5 + 10 + 1 + 10 + 5 + 5;
+
+    const fn new() -> Self {
+        Self { bytes: [0; Self::LONGEST], len: 0 }
+    }
+
+    fn put(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.put(value.to_le_bytes()[0] | 0x80);
+            value >>= 7;
+        }
+        self.put(value.to_le_bytes()[0]);
+    }
+
+    /// A field of a number, which is left out where it is 0.
+    fn number(&mut self, key: u8, value: u64) {
+        if value != 0 {
+            self.put(key);
+            self.varint(value);
+        }
+    }
+
+    fn written(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// A `DataMessage`, ready to be written.
+struct Data<'a> {
+    before: Part,
+    behind: Part,
+    push: &'a Push,
+}
+
+impl<'a> Data<'a> {
+    fn new(push: &'a Push) -> Self {
+        let Push { delivery, requires_ack, .. } = push;
+        let (mut before, mut behind) = (Part::new(), Part::new());
+        before.number(ID, delivery.id.0);
+        let accepted_at = timestamp(delivery.accepted_at);
+        let (seconds, nanos) = (accepted_at.seconds.unsigned_abs(), u64::from(accepted_at.nanos.unsigned_abs()));
+        let length = |value| if value == 0 { 0 } else { 1 + encoded_len_varint(value) as u64 };
+        before.put(TIMESTAMP);
+        before.varint(length(seconds) + length(nanos));
+        before.number(SECONDS, seconds);
+        before.number(NANOS, nanos);
+        let payload = delivery.body.payload().len() as u64;
+        before.number(PAYLOAD, payload);
+        behind.number(REQUIRES_ACK, u64::from(*requires_ack));
+        behind.number(DELIVERY_ATTEMPT, u64::from(delivery.attempt));
+        Self { before, behind, push }
+    }
+
+    fn len(&self) -> usize {
+        let trace_context = if self.push.traceparent.is_some() { 2 + TRACEPARENT_LENGTH } else { 0 };
+        self.before.len + self.behind.len + self.push.delivery.body.encoded_len() + trace_context
+    }
+
+    fn write(&self, out: &mut impl BufMut) {
+        let body = &self.push.delivery.body;
+        out.put_slice(self.before.written());
+        out.put_slice(body.payload());
+        out.put_slice(self.behind.written());
+        out.put_slice(body.encoded_attributes());
+        if let Some(traceparent) = &self.push.traceparent {
+            let mut head = Part::new();
+            head.put(TRACE_CONTEXT);
+            head.varint(TRACEPARENT_LENGTH as u64);
+            out.put_slice(head.written());
+            out.put_slice(traceparent);
+        }
+    }
+
+    /// Writes it as a field.
+    fn write_as(&self, key: u8, out: &mut impl BufMut) {
+        let mut head = Part::new();
+        head.put(key);
+        head.varint(self.len() as u64);
+        out.put_slice(head.written());
+        self.write(out);
+    }
+
+    /// The length of that field.
+    fn len_as_field(&self) -> usize {
+        1 + encoded_len_varint(self.len() as u64) + self.len()
+    }
+}
+
+impl Frame {
+    fn write(&self, out: &mut impl BufMut) {
+        match self {
+            Self::Other(message) => message.encode_raw(out),
+            Self::Data(push) => Data::new(push).write_as(DATA, out),
+            Self::DataBatch(pushes) => {
+                let data: Vec<Data<'_>> = pushes.iter().map(Data::new).collect();
+                out.put_u8(DATA_BATCH);
+                encode_varint(data.iter().map(Data::len_as_field).sum::<usize>() as u64, out);
+                for data in &data {
+                    data.write_as(MESSAGES, out);
+                }
+            }
+        }
+    }
+}
+
+/// The id of an ack that names nothing else: a frame as short as most clients send it.
+fn lone_ack(frame: &[u8]) -> Option<u64> {
+    let [ACK, length, ACK_ID, id @ ..] = frame else { return None };
+    if usize::from(*length) != id.len() + 1 {
+        return None;
+    }
+    let (mut value, mut shift) = (0, 0);
+    for (place, &byte) in id.iter().enumerate() {
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return (place + 1 == id.len()).then_some(value);
+        }
+        shift += 7;
+        if shift > 56 {
+            return None; // an id beyond 2^63: prost knows what is allowed
+        }
+    }
+    None
+}
+
+/// The codec of `Exchange` on the server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FrameCodec;
+
+impl Codec for FrameCodec {
+    type Encode = Frame;
+    type Decode = StreamMessage;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        *self
+    }
+
+    fn decoder(&mut self) -> Self {
+        *self
+    }
+}
+
+impl Encoder for FrameCodec {
+    type Item = Frame;
+    type Error = Status;
+
+    fn encode(&mut self, frame: Frame, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        frame.write(out);
+        Ok(())
+    }
+}
+
+impl Decoder for FrameCodec {
+    type Item = StreamMessage;
+    type Error = Status;
+
+    fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<StreamMessage>, Status> {
+        let whole = frame.chunk().len() == frame.remaining();
+        if let Some(ack_id) = lone_ack(frame.chunk()).filter(|_| whole) {
+            frame.advance(frame.remaining());
+            return Ok(Some(StreamMessage { kind: Some(Kind::Ack(AckMessage { ack_id, ..AckMessage::default() })) }));
+        }
+        // The code and the sentence of tonic's own codec.
+        StreamMessage::decode(frame).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use ackstream_core::{MessageId, Time};
+
+    use super::*;
+    use crate::proto::{DataBatch, DataMessage};
+
+    const TRACEPARENT: &[u8; TRACEPARENT_LENGTH] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+    /// Deliveries of all shapes, and what prost makes of them.
+    fn shapes() -> Vec<(Push, DataMessage)> {
+        let mut shapes = Vec::new();
+        let attributes: BTreeMap<String, String> =
+            [("kind", "new"), ("long", &*"v".repeat(200))].map(|(name, value)| (name.into(), value.into())).into();
+        for (id, nanos) in
+            [(0, 0), (1, 999_999_999), (127, 1_000_000_000), (128, u64::MAX), (u64::MAX, 1_700_000_000_123_456_789)]
+        {
+            for payload in [0, 1, 127, 128, 20_000] {
+                for (attributes, traced, requires_ack) in [(&BTreeMap::new(), false, true), (&attributes, true, false)]
+                {
+                    let (payload, accepted_at) = (vec![7; payload], Time::from_nanos(nanos));
+                    let attempt = u32::try_from(id % 1_000).unwrap();
+                    let delivery = Delivery {
+                        id: MessageId(id),
+                        attempt,
+                        body: Message::new(&payload, attributes),
+                        accepted_at,
+                        deadline: Time::ZERO,
+                    };
+                    let data = DataMessage {
+                        id,
+                        timestamp: Some(timestamp(accepted_at)),
+                        payload: payload.into(),
+                        requires_ack,
+                        delivery_attempt: attempt,
+                        attributes: attributes.clone(),
+                        trace_context: if traced {
+                            String::from_utf8(TRACEPARENT.to_vec()).unwrap()
+                        } else {
+                            String::new()
+                        },
+                    };
+                    shapes.push((Push { delivery, requires_ack, traceparent: traced.then_some(*TRACEPARENT) }, data));
+                }
+            }
+        }
+        shapes
+    }
+
+    fn written(frame: &Frame) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame.write(&mut out);
+        out
+    }
+
+    fn by_prost(kind: Kind) -> Vec<u8> {
+        StreamMessage { kind: Some(kind) }.encode_to_vec()
+    }
+
+    #[test]
+    fn a_delivery_is_written_as_prost_would() {
+        for (push, data) in shapes() {
+            assert_eq!(written(&Frame::Data(push)), by_prost(Kind::Data(data)));
+        }
+    }
+
+    #[test]
+    fn a_batch_is_written_as_prost_would() {
+        let (pushes, messages) = shapes().into_iter().unzip();
+        assert_eq!(written(&Frame::DataBatch(pushes)), by_prost(Kind::DataBatch(DataBatch { messages })));
+    }
+
+    #[test]
+    fn every_ack_is_read_as_prost_would() {
+        for ack_id in (0..64).map(|bit| 1 << bit).chain([0, 127, 128, 300, u64::MAX]) {
+            for (delivery_attempt, message_id) in [(None, 0), (Some(3), 0), (None, 5)] {
+                let ack = AckMessage { ack_id, delivery_attempt, message_id, timestamp: None };
+                let bytes = by_prost(Kind::Ack(ack));
+                let is_lone = (1..1 << 56).contains(&ack_id) && delivery_attempt.is_none() && message_id == 0;
+                let read = lone_ack(&bytes);
+                assert!(read.is_none_or(|id| id == ack_id) && read.is_some() >= is_lone, "{ack:?}: {read:?}");
+                assert!(read.is_none() || (delivery_attempt.is_none() && message_id == 0), "{ack:?}: {read:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_only_begins_like_an_ack_is_none() {
+        let malformed: [&[u8]; 9] = [
+            &[],
+            &[ACK],
+            &[ACK, 2],
+            &[ACK, 2, ACK_ID],
+            &[ACK, 2, ACK_ID, 0x80],
+            &[ACK, 3, ACK_ID, 5],
+            &[ACK, 1, ACK_ID, 5],
+            &[ACK, 3, ACK_ID, 5, 5],
+            &[ACK, 12, ACK_ID, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
+        ];
+        for frame in malformed {
+            assert_eq!(lone_ack(frame), None, "{frame:?}");
+        }
+    }
+}
