@@ -65,7 +65,15 @@ pub(super) async fn publish(
     load: Arc<Load>,
     ready: impl AsyncFnOnce(),
 ) -> Result<Published, Status> {
-    let pace = Pace { open: Some(open), next: 1, allowed: 0, unanswered: VecDeque::new(), closed: false, waker: None };
+    let pace = Pace {
+        open: Some(open),
+        began: Duration::ZERO,
+        next: 1,
+        allowed: 0,
+        unanswered: VecDeque::new(),
+        closed: false,
+        waker: None,
+    };
     let requests = Publishes { pace: Arc::new(Mutex::new(pace)), task, load: Arc::clone(&load) };
     let (_, frames) = link::exchange(channel, requests.clone()).await?;
     ready().await;
@@ -89,6 +97,7 @@ impl Publisher {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let began = load.elapsed();
+        self.publishes.lock().began = began;
         let mut stopped = false;
         poll_fn(|context| {
             if !stopped && over.as_mut().poll(context).is_ready() {
@@ -173,6 +182,8 @@ struct Publishes {
 
 struct Pace {
     open: Option<Open>,
+    /// When the load began for this publisher.
+    began: Duration,
     /// The number of the next publish, from 1.
     next: u64,
     /// So many are due.
@@ -197,7 +208,7 @@ impl Publishes {
         }
         let now = self.load.elapsed();
         #[expect(clippy::cast_precision_loss, reason = "it is good for 285 years at a million a second")]
-        let due = rate.map_or(now, |rate| Duration::from_secs_f64((pace.next - 1) as f64 / rate));
+        let due = rate.map_or(now, |rate| pace.began + Duration::from_secs_f64((pace.next - 1) as f64 / rate));
         let sent_at = if now > due + LATE { due } else { now };
         let mut content = vec![b'.'; payload];
         if let Some(head) = content.first_chunk_mut::<STAMP>() {

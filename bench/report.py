@@ -1,0 +1,113 @@
+"""What was measured, as a table and as plots."""
+
+import json
+import statistics
+from pathlib import Path
+
+Samples = dict[str, dict[str, list[float]]]
+
+LIMIT = "raw tonic stream"
+
+
+def number(value: float) -> str:
+    """Three digits or more, with thousands apart."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def spread(values: list[float]) -> str:
+    middle = number(statistics.median(values))
+    if len(values) == 1 or min(values) == max(values):
+        return middle
+    return f"**{middle}** ({number(min(values))} to {number(max(values))})"
+
+
+def table(found: dict[str, Samples], machine: str, rounds: int, seconds: float) -> str:
+    """All parts, as Markdown."""
+    lines = [
+        "# Measured", "",
+        f"`bench/run --rounds {rounds}`, {seconds / 60:.0f} minutes. {machine}.", "",
+        f"Medians of {rounds} rounds, in turns, with the least and the most in brackets. \"Of the limit\" is the median of each round's ratio to the "
+        "raw tonic stream of the same round.",
+    ]  # fmt: skip
+    for part, samples in found.items():
+        figures = list(dict.fromkeys(figure for values in samples.values() for figure in values))
+        ratios = {name: ratio(name, samples) for name in samples}
+        with_ratio = any(value is not None for value in ratios.values())
+        lines += ["", f"## {part}", "", "| | " + " | ".join(figures) + (" | of the limit |" if with_ratio else " |")]
+        lines.append("|---" * (len(figures) + 1 + with_ratio) + "|")
+        for name, values in samples.items():
+            cells = [spread(values[figure]) if figure in values else "" for figure in figures]
+            if with_ratio:
+                value = ratios[name]
+                cells.append("" if value is None else f"{value:.2f}")
+            lines.append(f"| {name.replace('|', ':')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ratio(name: str, samples: Samples) -> float | None:
+    """The median of the ratios to the raw stream, in each round the one of the same case."""
+    case, _, system = name.rpartition(" | ")
+    limit = samples.get(f"{case} | {LIMIT}" if case else LIMIT)
+    figure = "messages a second"
+    if limit is None or system == LIMIT or figure not in samples[name]:
+        return None
+    return statistics.median(value / most for value, most in zip(samples[name][figure], limit[figure], strict=True))
+
+
+def write(found: dict[str, Samples], text: str, folder: Path) -> None:
+    """Writes the table, the plots, and every sample."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(text)
+    (folder / "samples.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(found, folder)
+
+
+def plot(found: dict[str, Samples], folder: Path) -> None:
+    """Draws what can be drawn of it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colours = {"raw": "#999999", "ackstream": "#2a7f62"}
+    for part, samples in found.items():
+        if part.startswith("throughput"):
+            names = list(samples)[::-1]
+            middles = [statistics.median(samples[name]["messages a second"]) for name in names]
+            figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(names) + 1.1), layout="constrained")
+            bars = axes.barh(names, middles, color=[colours.get(name.split(",")[0].split()[0], "#c9772b") for name in names])
+            axes.bar_label(bars, [number(value) for value in middles], padding=4)
+            axes.set(title=f"{part.replace('throughput', 'One consumer, each message acked by itself')}: messages a second", xmargin=0.12)
+            axes.spines[["top", "right"]].set_visible(False)
+            figure.savefig(folder / f"{part.replace(', ', '-').replace(' ', '')}.png", dpi=110)
+            pyplot.close(figure)
+    beside = [part for part in ("consumers", "subscriptions", "outstanding") if part in found]
+    if beside:
+        figure, places = pyplot.subplots(1, len(beside), figsize=(4 * len(beside), 3.4), layout="constrained", sharey=True, squeeze=False)
+        for axes, part in zip(places[0], beside, strict=True):
+            for system in dict.fromkeys(name.rpartition(" | ")[2] for name in found[part]):
+                cases = [name for name in found[part] if name.endswith(f" | {system}")]
+                middles = [statistics.median(found[part][name]["messages a second"]) / 1e6 for name in cases]
+                axes.plot([int(name.split(" | ")[0]) for name in cases], middles, marker="o", label=system, color=colours[system.split(",")[0].split()[0]])
+            axes.set(xscale="log", xlabel=part, ylim=(0, None))
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        places[0][0].set_ylabel("million messages a second")
+        places[0][0].legend()
+        figure.savefig(folder / "scaling.png", dpi=110)
+        pyplot.close(figure)
+    if "the core alone" in found:
+        core = found["the core alone"]
+        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        below = [0.0] * len(core)
+        for step, colour in (("accept ns", "#8fbfae"), ("deliver ns", "#4d9f80"), ("ack ns", "#2a7f62")):
+            heights = [statistics.median(values[step]) for values in core.values()]
+            axes.bar([f"{int(name):,}" for name in core], heights, bottom=below, label=step.removesuffix(" ns"), color=colour)
+            below = [low + height for low, height in zip(below, heights, strict=True)]
+        axes.set(title="The core alone: ns a message", xlabel="messages outstanding")
+        axes.legend()
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(folder / "core.png", dpi=110)
+        pyplot.close(figure)
