@@ -18,11 +18,16 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run)
+steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
 
-step_format() { cargo fmt --all --check; }
+step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml; }
 
 step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
+
+# Each part of what measures us, once and small: that it works, not how fast it is.
+step_bench() {
+  cargo clippy --release --locked --manifest-path bench/Cargo.toml --target-dir target/bench -- -D warnings && bench/run --smoke
+}
 
 step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
 
@@ -68,7 +73,7 @@ step_tools() {
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
 step_ruff() {
-  local elsewhere="prometheus grafana checks/compose grafana/check examples" settings="--config python-client/pyproject.toml"
+  local elsewhere="prometheus grafana checks/compose grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
   # shellcheck disable=SC2086 # several words each
   (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
     "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere

@@ -1,5 +1,6 @@
 """The servers that are measured: started on free ports of this machine, watched, and stopped."""
 
+import http.client
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -169,14 +171,22 @@ def collected(process: "subprocess.Popen[str]") -> Json:
 
 @contextmanager
 def scraped(server: Server) -> Iterator[None]:
-    """Its metrics are scraped once a second, as Prometheus would."""
-    command = ["sh", "-c", f"while sleep 1; do curl -s -o /dev/null http://127.0.0.1:{server.metrics}/metrics; done"]
-    process = subprocess.Popen(command, start_new_session=True)
+    """Its metrics are scraped once a second, on a connection that stays open, as Prometheus would."""
+    stop = threading.Event()
+
+    def scrape() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.metrics, timeout=10)
+        while not stop.wait(1.0):
+            connection.request("GET", "/metrics")
+            connection.getresponse().read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
     try:
         yield
     finally:
-        os.killpg(process.pid, 15)
-        process.wait()
+        stop.set()
+        thread.join()
 
 
 # ---- rivals

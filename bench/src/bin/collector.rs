@@ -43,7 +43,8 @@ impl Collector {
         let (mut retried, mut broken, mut shortest) = (0, 0, u64::MAX);
         for spans in traces.values() {
             let (pushes, delivers): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.name.starts_with("push"));
-            let attempts = delivers.first().map_or(0, |deliver| number(deliver, "messaging.ackstream.delivery_attempts"));
+            let attempts =
+                delivers.first().map_or(0, |deliver| number(deliver, "messaging.ackstream.delivery_attempts"));
             broken += u64::from(delivers.len() != 1 || pushes.len() as i64 != attempts);
             retried += u64::from(attempts > 1);
             for expired in pushes.iter().filter(|push| is_expired(push)) {
@@ -74,7 +75,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", listener.local_addr()?);
     let collector = Collector::default();
     let service = TraceServiceServer::new(collector.clone()).accept_compressed(CompressionEncoding::Gzip);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
+    );
     let mut questions = BufReader::new(tokio::io::stdin()).lines();
     while questions.next_line().await?.is_some() {
         println!("{}", collector.tell());

@@ -73,7 +73,8 @@ async fn serve(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let service = MessageStreamServer::new(Raw { shared: Arc::new(Shared::new(options)) });
     let incoming = TcpListenerStream::new(listener);
     // tonic sets TCP_NODELAY only on what it has accepted itself.
-    let incoming = tokio_stream::StreamExt::map(incoming, |stream| stream.inspect(|stream| _ = stream.set_nodelay(true)));
+    let incoming =
+        tokio_stream::StreamExt::map(incoming, |stream| stream.inspect(|stream| _ = stream.set_nodelay(true)));
     Ok(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await?)
 }
 
@@ -110,7 +111,12 @@ impl Shared {
     fn tell(&self) {
         if self.sent.is_some() {
             let mut text = String::new();
-            self.latency.lock().expect("no panic").render(&mut text, "ackstream_ack_latency_seconds", "topic=\"demo\"", 1e9);
+            self.latency.lock().expect("no panic").render(
+                &mut text,
+                "ackstream_ack_latency_seconds",
+                "topic=\"demo\"",
+                1e9,
+            );
             println!("{text}");
         }
     }

@@ -127,7 +127,9 @@ async fn redis(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Dur
 }
 
 async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Duration), Failure> {
-    use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions};
+    use lapin::options::{
+        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions,
+    };
     use lapin::types::FieldTable;
     use lapin::{BasicProperties, Connection, ConnectionProperties};
     let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f");
@@ -163,7 +165,11 @@ async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, 
     }
     // Answered once everything before it is done.
     let left = channel
-        .queue_declare("bench".into(), QueueDeclareOptions { passive: true, ..Default::default() }, FieldTable::default())
+        .queue_declare(
+            "bench".into(),
+            QueueDeclareOptions { passive: true, ..Default::default() },
+            FieldTable::default(),
+        )
         .await?;
     assert_eq!(left.message_count(), 0);
     Ok((stored, began.elapsed()))

@@ -26,7 +26,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::{Peer, Target, link, say};
+use super::{LinkError, Peer, Target, link, say};
 use crate::exit::Exit;
 use crate::process::Signals;
 use crate::proto::Open;
@@ -108,7 +108,10 @@ pub async fn run(options: Options) -> Exit {
     let Ok(mut signals) = Signals::take_over() else { return failed("cannot wait for signals") };
     if let Err(error) = link::reach(&options.peer).await {
         say(&error.to_string());
-        return Exit::Unavailable;
+        return match error {
+            LinkError::Unreachable { .. } => Exit::Unavailable,
+            LinkError::Refused(_) => Exit::Usage,
+        };
     }
     let load = Arc::new(Load::new(number));
     let (mut ended, began) = start(&options, &load);

@@ -34,7 +34,8 @@ pub struct Lines {
     /// How many messages the demo will send; `None` where it has no end, or there is none.
     of: Option<u64>,
     limits: LineLimits,
-    second: u64,
+    /// When the present second is over.
+    next_second: Time,
     written: u32,
     left_out: u64,
     /// When to say how many were left out.
@@ -51,7 +52,7 @@ impl Lines {
             dead_letter_topic: None,
             of,
             limits,
-            second: 0,
+            next_second: Time::ZERO,
             written: 0,
             left_out: 0,
             summary_due: None,
@@ -156,9 +157,9 @@ impl Lines {
         contexts: Option<Contexts>,
         text: impl FnOnce(u64) -> String,
     ) {
-        let second = at.since(Time::ZERO).as_secs();
-        if second > self.second {
-            (self.second, self.written) = (second, 0);
+        if at >= self.next_second {
+            let second = Duration::from_secs(at.since(Time::ZERO).as_secs() + 1);
+            (self.next_second, self.written) = (Time::ZERO.plus(second), 0);
         }
         if self.written >= self.limits.per_second {
             self.left_out += 1;

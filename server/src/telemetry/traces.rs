@@ -28,6 +28,9 @@ pub use exporter::Exporter;
 use limits::{Kind, Limits};
 use spans::{End, Origin, Push, Record};
 
+/// Its own and that of its one delivery.
+const SPANS_OF_A_CLEAN_MESSAGE: u64 = 2;
+
 /// Where settled messages go to be traced, and what decides whether they may; shared by all subscriptions.
 #[derive(Clone, Debug)]
 pub struct Tracing {
@@ -84,7 +87,10 @@ impl Traces {
             }
             Event::Ended { at, message, consumer, sent_at, outcome: Outcome::Acked } => {
                 let clean = message.history.is_empty();
-                if clean && !self.is_wanted(message) {
+                if clean && (self.promised.is_empty() || !self.promised.contains(&message.id)) {
+                    if self.is_wanted(message) {
+                        self.tracing.counts.count_rate_limited(SPANS_OF_A_CLEAN_MESSAGE);
+                    }
                     return;
                 }
                 let last = Attempt {

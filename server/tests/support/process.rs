@@ -74,12 +74,14 @@ impl Process {
         line
     }
 
+    #[allow(dead_code, reason = "not all tests send one")]
     pub(crate) fn signal(&self, name: &str) {
         let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(killed.success());
     }
 
     /// Everything that is left to read, and the exit code.
+    #[allow(dead_code, reason = "not all tests read it")]
     pub(crate) fn end(mut self) -> (String, Option<i32>) {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).expect("UTF-8");

@@ -1,0 +1,149 @@
+//! The command `bench` of the real binary: what it says of a load is true.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::process::Output;
+
+use ackstream::proto::Open;
+use ackstream::proto::stream_message::Kind;
+
+use crate::process::{Process, ack, ackstream, next};
+
+fn server(arguments: &[&str]) -> Process {
+    Process::start(&[&["serve", "--log-lines-per-second", "0"], arguments].concat())
+}
+
+fn bench(server: &Process, arguments: &[&str]) -> Output {
+    let (target, metrics) = (server.address.to_string(), server.metrics.to_string());
+    ackstream(&["bench", "--target", &target, "--metrics", &metrics]).args(arguments).output().unwrap()
+}
+
+/// The report of a load in JSON, and how the process ended.
+fn report(server: &Process, arguments: &[&str]) -> (serde_json::Value, Option<i32>) {
+    let output = bench(server, &[arguments, &["--json"]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report =
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
+    (report, output.status.code())
+}
+
+#[test]
+fn all_that_is_published_is_delivered_and_acked_and_the_laws_hold() {
+    let server = server(&[]);
+    for more in [
+        &[][..],
+        &["--batch", "64"],
+        &["--publishers", "3", "--consumers", "5", "--connections", "2"],
+        &["--hold", "700"],
+    ] {
+        let (said, code) = report(&server, &[&["--count", "5000"], more].concat());
+        assert_eq!(
+            (&said["published"]["accepted"], &said["published"]["refused"]),
+            (&5_000.into(), &0.into()),
+            "{more:?}"
+        );
+        assert_eq!(
+            (&said["consumed"]["acked"], &said["consumed"]["delivered"]),
+            (&5_000.into(), &5_000.into()),
+            "{more:?}"
+        );
+        assert_eq!(
+            (&said["consumed"]["missing"]["demo"], &said["laws"]["hold"]),
+            (&0.into(), &true.into()),
+            "{more:?}"
+        );
+        let p50 = |part: &str, what: &str| said[part][what]["p50"].as_u64().unwrap();
+        assert!(p50("published", "answer_latency_ns") > 0 && p50("consumed", "delivery_latency_ns") > 0, "{said}");
+        assert_eq!(code, Some(0));
+    }
+}
+
+#[test]
+fn what_was_stored_before_is_consumed_without_a_publisher() {
+    let server = server(&[]);
+    let (stored, _) = report(&server, &["--consumers", "0", "--count", "300"]);
+    assert_eq!(stored["consumed"]["delivered"], 0);
+    let (said, code) = report(&server, &["--publishers", "0", "--count", "300"]);
+    assert_eq!((&said["consumed"]["acked"], code), (&300.into(), Some(0)));
+}
+
+#[test]
+fn deliveries_that_are_not_acked_come_again_until_they_are_dropped() {
+    let server = server(&["--ack-deadline", "100ms", "--max-retries", "2"]);
+    let (said, code) = report(&server, &["--count", "100", "--drop-rate", "1"]);
+    assert_eq!((&said["consumed"]["acked"], &said["consumed"]["delivered"]), (&0.into(), &300.into()));
+    assert_eq!((&said["consumed"]["retries"], &said["consumed"]["missing"]["demo"]), (&200.into(), &0.into()));
+    assert_eq!((&said["laws"]["hold"], code), (&true.into(), Some(0)));
+}
+
+#[test]
+fn an_ack_waits_for_its_delay() {
+    let server = server(&[]);
+    let (said, code) = report(&server, &["--count", "10", "--ack-delay", "300ms"]);
+    assert_eq!((&said["consumed"]["acked"], code), (&10.into(), Some(0)));
+    assert!(said["consumed"]["seconds"].as_f64().unwrap() >= 0.3, "{said}");
+}
+
+#[test]
+fn a_refused_publish_is_told_and_ends_with_1() {
+    let server = server(&["--max-backlog-messages", "10"]);
+    let output = bench(&server, &["--consumers", "0", "--count", "25"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("10 accepted, 15 refused") && said.contains("its backlog is full"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn a_message_that_another_consumer_took_is_missing() {
+    let server = server(&[]);
+    let (send, mut receive) = server.open(Open { max_outstanding_messages: 1, ..Open::default() }).await;
+    let other = tokio::spawn(async move {
+        while let Ok(Some(kind)) = next(&mut receive).await {
+            if let Kind::Data(data) = kind {
+                ack(&send, data.id).await;
+            }
+        }
+    });
+    let output = tokio::task::spawn_blocking(move || bench(&server, &["--count", "2000"])).await.unwrap();
+    other.abort();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("came to no consumer here of demo"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn every_wrong_option_is_told_at_once() {
+    let wrong = [
+        "--rate",
+        "0",
+        "--drop-rate",
+        "2",
+        "--payload",
+        "1GiB",
+        "--hold",
+        "10",
+        "--window",
+        "5",
+        "--metrics",
+        "here",
+        "--count",
+        "0",
+    ];
+    let output = ackstream(&["bench"]).args(wrong).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((said.lines().count(), output.status.code()), (6, Some(64)), "{said}");
+}
+
+#[test]
+fn without_a_server_it_ends_with_69_and_without_its_topic_with_64() {
+    let nobody = ackstream(&["bench", "--target", "127.0.0.1:1", "--connect-timeout", "0s"]).output().unwrap();
+    assert_eq!(nobody.status.code(), Some(69), "{}", String::from_utf8_lossy(&nobody.stderr));
+    let server = server(&[]);
+    let unknown = bench(&server, &["--topic", "no-such"]);
+    assert_eq!(unknown.status.code(), Some(64), "{}", String::from_utf8_lossy(&unknown.stderr));
+    let unknown = bench(&server, &["--subscription", "no-such"]);
+    assert_eq!(unknown.status.code(), Some(64), "{}", String::from_utf8_lossy(&unknown.stderr));
+}
