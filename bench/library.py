@@ -1,6 +1,6 @@
 """The Python library as a consumer: takes and acks so many messages, and prints one line of JSON.
 
-    library.py TARGET COUNT
+library.py TARGET COUNT
 """
 
 import asyncio

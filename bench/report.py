@@ -28,8 +28,8 @@ def table(found: dict[str, Samples], machine: str, rounds: int, seconds: float) 
     lines = [
         "# Measured", "",
         f"`bench/run --rounds {rounds}`, {seconds / 60:.0f} minutes. {machine}.", "",
-        f"Medians of {rounds} rounds, in turns, with the least and the most in brackets. \"Of the limit\" is the median of each round's ratio to the "
-        "raw tonic stream of the same round.",
+        f"Medians of {rounds} rounds, in turns, with the least and the most in brackets.",
+        '"Of the limit" is the median of each round\'s ratio to the raw tonic stream of the same round.',
     ]  # fmt: skip
     for part, samples in found.items():
         figures = list(dict.fromkeys(figure for values in samples.values() for figure in values))
@@ -66,48 +66,57 @@ def write(found: dict[str, Samples], text: str, folder: Path) -> None:
 
 def plot(found: dict[str, Samples], folder: Path) -> None:
     """Draws what can be drawn of it."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
 
     colours = {"raw": "#999999", "ackstream": "#2a7f62"}
     for part, samples in found.items():
         if part.startswith("throughput"):
             names = list(samples)[::-1]
             middles = [statistics.median(samples[name]["messages a second"]) for name in names]
-            figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(names) + 1.1), layout="constrained")
-            bars = axes.barh(names, middles, color=[colours.get(name.split(",")[0].split()[0], "#c9772b") for name in names])
+            figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.1), layout="constrained")
+            shades = [colours.get(name.split(",")[0].split()[0], "#c9772b") for name in names]
+            bars = axes.barh(names, middles, color=shades)
             axes.bar_label(bars, [number(value) for value in middles], padding=4)
-            axes.set(title=f"{part.replace('throughput', 'One consumer, each message acked by itself')}: messages a second", xmargin=0.12)
+            title = part.replace("throughput", "One consumer, each message acked by itself")
+            axes.set(title=f"{title}: messages a second", xmargin=0.12)
             axes.spines[["top", "right"]].set_visible(False)
             figure.savefig(folder / f"{part.replace(', ', '-').replace(' ', '')}.png", dpi=110)
-            pyplot.close(figure)
+            plt.close(figure)
     beside = [part for part in ("consumers", "subscriptions", "outstanding") if part in found]
     if beside:
-        figure, places = pyplot.subplots(1, len(beside), figsize=(4 * len(beside), 3.4), layout="constrained", sharey=True, squeeze=False)
+        figure, places = plt.subplots(
+            1, len(beside), figsize=(4 * len(beside), 3.4), layout="constrained", sharey=True, squeeze=False
+        )
         for axes, part in zip(places[0], beside, strict=True):
             for system in dict.fromkeys(name.rpartition(" | ")[2] for name in found[part]):
                 cases = [name for name in found[part] if name.endswith(f" | {system}")]
                 middles = [statistics.median(found[part][name]["messages a second"]) / 1e6 for name in cases]
-                axes.plot([int(name.split(" | ")[0]) for name in cases], middles, marker="o", label=system, color=colours[system.split(",")[0].split()[0]])
+                colour = colours[system.split(",")[0].split()[0]]
+                axes.plot(
+                    [int(name.split(" | ")[0]) for name in cases], middles, marker="o", label=system, color=colour
+                )
             axes.set(xscale="log", xlabel=part, ylim=(0, None))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         places[0][0].set_ylabel("million messages a second")
         places[0][0].legend()
         figure.savefig(folder / "scaling.png", dpi=110)
-        pyplot.close(figure)
+        plt.close(figure)
     if "the core alone" in found:
         core = found["the core alone"]
-        figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
         below = [0.0] * len(core)
         for step, colour in (("accept ns", "#8fbfae"), ("deliver ns", "#4d9f80"), ("ack ns", "#2a7f62")):
             heights = [statistics.median(values[step]) for values in core.values()]
-            axes.bar([f"{int(name):,}" for name in core], heights, bottom=below, label=step.removesuffix(" ns"), color=colour)
+            axes.bar(
+                [f"{int(name):,}" for name in core], heights, bottom=below, label=step.removesuffix(" ns"), color=colour
+            )
             below = [low + height for low, height in zip(below, heights, strict=True)]
         axes.set(title="The core alone: ns a message", xlabel="messages outstanding")
         axes.legend()
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(folder / "core.png", dpi=110)
-        pyplot.close(figure)
+        plt.close(figure)

@@ -54,7 +54,8 @@ class Server:
         return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024  # type: ignore[index]
 
     def scrape(self) -> str:
-        return urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10).read().decode()
+        text: bytes = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10).read()
+        return text.decode()
 
 
 def free_port() -> int:
@@ -70,7 +71,7 @@ def wait_for(port: int, process: subprocess.Popen[str]) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.01)
-    raise RuntimeError(f"{process.args} does not listen on port {port}")
+    raise RuntimeError(f"{process.args!r} does not listen on port {port}")
 
 
 @contextmanager
@@ -111,7 +112,7 @@ DELIVERIES = re.compile(
 
 
 @contextmanager
-def ackstream(metrics: bool = False, traces: str | None = None, config: str = "", **keys: str) -> Iterator[Server]:
+def ackstream(*, metrics: bool = False, traces: str | None = None, config: str = "", **keys: str) -> Iterator[Server]:
     """Our server. When the block ends, its last lines must show that both laws held.
 
     `keys` are configuration keys; `traces` is the address of a collector, `config` the text of a configuration file.
@@ -138,10 +139,10 @@ def ackstream(metrics: bool = False, traces: str | None = None, config: str = ""
 
 
 def load(target: str, *options: str, metrics: int = 0) -> Json:
-    """`ackstream bench` with these options; what it reports. A law that is seen broken, or a lost message, is an error."""
+    """What `ackstream bench` reports with these options. A law that is seen broken, or a lost message, is an error."""
     where = f"127.0.0.1:{metrics}" if metrics else "off"
     command = [str(ACKSTREAM), "bench", "--json", "--target", target, "--metrics", where, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
     report: Json = json.loads(done.stdout)
@@ -162,7 +163,8 @@ def collector() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 
 def collected(process: "subprocess.Popen[str]") -> Json:
     """What the collector has seen."""
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     process.stdin.write("\n")
     process.stdin.flush()
     seen: Json = json.loads(process.stdout.readline())
@@ -205,7 +207,7 @@ def missing_rivals() -> dict[str, str]:
 def rival(name: str) -> Iterator[Server]:
     """A rival's server, empty and in memory as far as it can be."""
     port = free_port()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: Json = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         match name:
@@ -213,16 +215,31 @@ def rival(name: str) -> Iterator[Server]:
                 command = ["nats-server", "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", folder]
                 yield stack.enter_context(running(command, port, **quiet))
             case "Redis Streams":
-                command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+                command = [
+                    "redis-server",
+                    "--port",
+                    str(port),
+                    "--bind",
+                    "127.0.0.1",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                ]
                 yield stack.enter_context(running(command, port, cwd=folder, **quiet))
             case "RabbitMQ":
                 names = free_port()  # of Erlang's own name server
                 stack.enter_context(running(["epmd", "-address", "127.0.0.1", "-port", str(names)], names, **quiet))
                 environment = {
-                    "RABBITMQ_NODENAME": f"bench{port}@localhost", "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-                    "RABBITMQ_NODE_PORT": str(port), "RABBITMQ_DIST_PORT": str(free_port()), "ERL_EPMD_PORT": str(names),
-                    "RABBITMQ_MNESIA_BASE": folder, "RABBITMQ_LOG_BASE": folder, "HOME": folder,
-                }  # fmt: skip
+                    "RABBITMQ_NODENAME": f"bench{port}@localhost",
+                    "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+                    "RABBITMQ_NODE_PORT": str(port),
+                    "RABBITMQ_DIST_PORT": str(free_port()),
+                    "ERL_EPMD_PORT": str(names),
+                    "RABBITMQ_MNESIA_BASE": folder,
+                    "RABBITMQ_LOG_BASE": folder,
+                    "HOME": folder,
+                }
                 server = stack.enter_context(running([str(RABBITMQ)], port, environment, **quiet))
                 children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
                 server.vm = next((int(pid) for pid in children if "beam" in Path(f"/proc/{pid}/comm").read_text()), 0)
@@ -231,8 +248,9 @@ def rival(name: str) -> Iterator[Server]:
 
 def consume_from_rival(name: str, server: Server, count: int, payload: int) -> Json:
     kind = {"NATS JetStream": "nats", "Redis Streams": "redis", "RabbitMQ": "rabbitmq"}[name]
-    command = [str(BENCH / "rival"), kind, "--port", str(server.port), "--count", str(count), "--payload", str(payload)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    size = ["--count", str(count), "--payload", str(payload)]
+    command = [str(BENCH / "rival"), kind, "--port", str(server.port), *size]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
     report: Json = json.loads(done.stdout)
