@@ -71,6 +71,16 @@ fn what_was_stored_before_is_consumed_without_a_publisher() {
 }
 
 #[test]
+fn a_consumer_that_waits_for_the_others_does_not_hold_them_up() {
+    let server = server(&[]);
+    report(&server, &["--consumers", "0", "--count", "40000"]);
+    let many =
+        ["--publishers", "0", "--consumers", "20", "--connections", "1", "--window", "100000", "--count", "40000"];
+    let (said, code) = report(&server, &many); // the first one to open would fill a window of 1 MiB that all share
+    assert_eq!((&said["consumed"]["acked"], code), (&40_000.into(), Some(0)));
+}
+
+#[test]
 fn deliveries_that_are_not_acked_come_again_until_they_are_dropped() {
     let server = server(&["--ack-deadline", "100ms", "--max-retries", "2"]);
     let (said, code) = report(&server, &["--count", "100", "--drop-rate", "1"]);

@@ -214,7 +214,8 @@ async fn run_stream(
     connection: &OnceCell<Channel>,
     gate: &Gate,
 ) -> Result<Outcome, Status> {
-    let channel = connection.get_or_try_init(|| link::connect(&options.peer.target)).await?.clone();
+    let streams = (options.publishers + options.consumers).div_ceil(options.connections.get());
+    let channel = connection.get_or_try_init(|| link::connect(&options.peer.target, streams)).await?.clone();
     let open = Open {
         topic: options.peer.topic.clone(),
         client_id: "ackstream bench".to_owned(),

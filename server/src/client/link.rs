@@ -26,6 +26,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/2 windows, in bytes: room for what a server sends while a frame is being read. Larger ones gain no throughput (measured).
 const RECEIVE_WINDOW: u32 = 1 << 20;
+/// The largest that HTTP/2 has (RFC 9113, section 6.9.1).
+const LARGEST_WINDOW: u32 = (1 << 31) - 1;
 /// Frames that wait to be sent.
 const FRAMES_WAITING: usize = 256;
 /// The largest frame: a message of at most 16 MiB with what a frame may have besides.
@@ -126,7 +128,7 @@ impl Link {
     }
 
     async fn try_open(&self) -> Result<Stream, Status> {
-        let channel = connect(&self.peer.target).await?;
+        let channel = connect(&self.peer.target, 1).await?;
         let (say, frames) = mpsc::channel(FRAMES_WAITING);
         let open = StreamMessage { kind: Some(Kind::Open(self.open.clone())) };
         say.try_send(open).expect("the channel is new");
@@ -146,19 +148,21 @@ pub(super) async fn reach(peer: &Peer) -> Result<(), LinkError> {
     stream.leave(OPENED_WITHIN).await.map_err(LinkError::Refused)
 }
 
-/// A connection to a server: one try, at every place where it may be.
+/// A connection to a server, for so many streams: one try, at every place where it may be.
 ///
 /// # Errors
 ///
 /// Why there is none.
-pub(super) async fn connect(target: &Target) -> Result<Channel, Status> {
+pub(super) async fn connect(target: &Target, streams: u32) -> Result<Channel, Status> {
+    // A stream that nobody reads for a while holds up no other one.
+    let window = RECEIVE_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
     let mut refused = Status::unavailable("there is nowhere to connect to");
     for authority in target.authorities() {
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))
             .expect("a target is an authority")
             .connect_timeout(OPENED_WITHIN)
             .initial_stream_window_size(RECEIVE_WINDOW)
-            .initial_connection_window_size(RECEIVE_WINDOW)
+            .initial_connection_window_size(window)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         match endpoint.connect().await {

@@ -15,6 +15,7 @@ use tonic::Status;
 use crate::exchange::codec::Frame;
 use crate::exchange::frames;
 use crate::exchange::session::{Receiver, Session, Turn};
+use crate::exchange::status::Refused;
 use crate::message::Message;
 
 /// A batch stops at so many bytes of messages: far below the 4 MiB that gRPC clients take by default, and enough to make the
@@ -35,6 +36,8 @@ pub struct Outgoing {
     pulled: VecDeque<(Delivery<Message>, bool)>,
     /// Whose they are.
     receiver: Option<Receiver>,
+    /// How the stream ends, once that is sent.
+    end: Option<Result<(), Refused>>,
     ended: bool,
     /// The stream's place among those that may be open.
     _place: OwnedSemaphorePermit,
@@ -42,7 +45,7 @@ pub struct Outgoing {
 
 impl Outgoing {
     pub(super) const fn new(session: Arc<Session>, reader: AbortHandle, place: OwnedSemaphorePermit) -> Self {
-        Self { session, reader, pulled: VecDeque::new(), receiver: None, ended: false, _place: place }
+        Self { session, reader, pulled: VecDeque::new(), receiver: None, end: None, ended: false, _place: place }
     }
 }
 
@@ -50,26 +53,35 @@ impl Stream for Outgoing {
     type Item = Result<Frame, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
+        let this = &mut *self;
+        if this.ended {
             return Poll::Ready(None);
         }
-        if !self.session.has_news()
-            && let Some(frame) = self.next()
+        if (this.end.is_some() || !this.session.has_news())
+            && let Some(frame) = this.next()
         {
             return Poll::Ready(Some(Ok(frame)));
         }
-        match self.session.turn(context) {
-            Turn::Frame(frame) => Poll::Ready(Some(Ok(frame))),
-            Turn::Delivery(receiver) => {
-                self.receiver = receiver;
-                self.pull(context);
-                self.next().map_or(Poll::Pending, |frame| Poll::Ready(Some(Ok(frame))))
-            }
-            Turn::End(end) => {
-                self.ended = true;
-                Poll::Ready(end.err().map(|refused| Err(refused.into())))
-            }
-        }
+        let end = match this.end.take() {
+            Some(end) => end,
+            None => match this.session.turn(context) {
+                Turn::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                Turn::Delivery(receiver) => {
+                    this.receiver = receiver;
+                    this.pull(context);
+                    return this.next().map_or(Poll::Pending, |frame| Poll::Ready(Some(Ok(frame))));
+                }
+                Turn::End(end) => {
+                    if let Some(frame) = this.last_frame() {
+                        this.end = Some(end);
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    end
+                }
+            },
+        };
+        this.ended = true;
+        Poll::Ready(end.err().map(|refused| Err(refused.into())))
     }
 }
 
@@ -101,6 +113,14 @@ impl Outgoing {
             bytes += delivery.body.encoded_len() + MESSAGE_OVERHEAD;
             self.pulled.push_back((delivery, locked.observer().last_sampled()));
         }
+    }
+
+    /// The next frame of a stream that ends: what was acked when it was handed over is still sent, all else was given back.
+    fn last_frame(&mut self) -> Option<Frame> {
+        if !self.receiver.as_ref().is_some_and(|receiver| receiver.auto_ack) {
+            self.pulled.clear();
+        }
+        self.next()
     }
 
     /// A frame with the next delivery, or with all that were handed over together where the client takes batches.

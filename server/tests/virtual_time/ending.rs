@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use ackstream::exchange::Ending;
 use ackstream::proto::Open;
+use ackstream::proto::stream_message::Kind;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -16,6 +17,27 @@ async fn a_server_that_has_finished_ends_its_streams_with_ok() {
     memory.server.end_streams(Ending::Completed).await;
     consumer.ends_ok().await;
     tail.ends_ok().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_tail_was_handed_is_sent_before_its_stream_ends() {
+    let memory = Memory::start().await;
+    let mut publisher = memory.consume(Open { publish_only: true, ..Open::default() }).await;
+    for id in 1..=5_000 {
+        publisher.publish(id, &[7; 1_000]).await;
+        publisher.ack().await;
+    }
+    // It reads nothing, until HTTP/2 has no room and the server waits with what it has handed over.
+    let mut tail = memory.consume(Open { auto_ack: true, ..Open::default() }).await;
+    settle().await;
+    memory.server.end_streams(Ending::Completed).await;
+    let (counts, _) = memory.counts();
+    let mut came = 0;
+    while let Some(Kind::Data(_)) = tail.next().await.unwrap() {
+        came += 1;
+    }
+    assert!((1..5_000).contains(&came), "HTTP/2 had room for all: {came}");
+    assert_eq!(came, counts.acked, "each of them counts as acked");
 }
 
 #[tokio::test(start_paused = true)]
