@@ -90,6 +90,8 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
         figure, places = plt.subplots(
             1, len(beside), figsize=(4 * len(beside), 3.4), layout="constrained", sharey=True, squeeze=False
         )
+        speeds = [values["messages a second"] for part in beside for values in found[part].values()]
+        highest = max(map(statistics.median, speeds)) / 1e6
         for axes, part in zip(places[0], beside, strict=True):
             for system in dict.fromkeys(name.rpartition(" | ")[2] for name in found[part]):
                 cases = [name for name in found[part] if name.endswith(f" | {system}")]
@@ -98,7 +100,7 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
                 axes.plot(
                     [int(name.split(" | ")[0]) for name in cases], middles, marker="o", label=system, color=colour
                 )
-            axes.set(xscale="log", xlabel=part, ylim=(0, None))
+            axes.set(xscale="log", xlabel=part, ylim=(0, 1.08 * highest))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
         places[0][0].set_ylabel("million messages a second")
