@@ -366,6 +366,17 @@ impl Values<'_> {
         self.read(name, |text| text.parse().ok().filter(fits).ok_or_else(|| must.to_owned()))
     }
 
+    /// A length of time that a load may have.
+    fn bounded(&mut self, name: &str) -> Option<Duration> {
+        let length = self.duration(name)?;
+        if length > bench::LONGEST {
+            let text = self.text(name).unwrap_or_default();
+            self.wrong(name, &text, "must be at most 24h".to_owned());
+            return None;
+        }
+        Some(length)
+    }
+
     fn bench(mut self) -> bench::Options {
         const STREAMS: &str = "must be a whole number of streams, 0 to 10000";
         const MESSAGES: &str = "must be a whole number of messages, 0 to 10000000";
@@ -394,6 +405,9 @@ impl Values<'_> {
             self.matches.get_many::<String>("subscription").into_iter().flatten().cloned().collect();
         if subscriptions.is_empty() {
             subscriptions.push(DEFAULT_NAME.to_owned());
+        }
+        if let Some(twice) = subscriptions.iter().enumerate().find(|(n, name)| subscriptions[..*n].contains(name)) {
+            self.wrong("subscription", &twice.1.clone(), "is given twice".to_owned());
         }
         if (consumers as usize) < subscriptions.len() && consumers > 0 {
             let must = format!("must be at least the number of subscriptions, {}", subscriptions.len());
@@ -424,11 +438,11 @@ impl Values<'_> {
             batch: self.number("batch", messages, MESSAGES).unwrap_or(0),
             window,
             hold,
-            ack_delay: self.duration("ack-delay").unwrap_or_default(),
+            ack_delay: self.bounded("ack-delay").unwrap_or_default(),
             drop_rate: self
                 .number("drop-rate", |share| (0.0..=1.0).contains(share), "must be a share, 0 to 1")
                 .unwrap_or(0.0),
-            duration: self.duration("duration").unwrap_or(bench::DURATION),
+            duration: self.bounded("duration").unwrap_or(bench::DURATION),
             count: self.number("count", |count| *count > 0, "must be a whole number of messages, at least 1"),
             metrics,
             json: self.flag("json"),

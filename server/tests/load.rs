@@ -90,6 +90,25 @@ fn deliveries_that_are_not_acked_come_again_until_they_are_dropped() {
 }
 
 #[test]
+fn each_attempt_is_dropped_by_a_draw_of_its_own() {
+    let server = server(&["--ack-deadline", "300ms", "--max-retries", "1000"]);
+    let (said, code) = report(&server, &["--count", "4000", "--drop-rate", "0.5"]);
+    // Each message is delivered until a draw lets it be acked: a geometric distribution, of two deliveries on average.
+    let retries = said["consumed"]["retries"].as_u64().unwrap();
+    assert!((3_500..4_500).contains(&retries), "4000 retries were expected, with a deviation of 90: {said}");
+    assert_eq!((&said["laws"]["hold"], code), (&true.into(), Some(0)));
+}
+
+#[test]
+fn a_publisher_with_a_low_rate_is_not_late_by_it() {
+    let server = server(&[]);
+    let (said, _) = report(&server, &["--rate", "20", "--count", "10", "--publishers", "2"]);
+    // The interval of each is 100 ms. A busy machine may be late, but hardly half of the time by half of that.
+    let p50 = said["published"]["answer_latency_ns"]["p50"].as_u64().unwrap();
+    assert!(p50 < 50_000_000, "{said}");
+}
+
+#[test]
 fn an_ack_waits_for_its_delay() {
     let server = server(&[]);
     let (said, code) = report(&server, &["--count", "10", "--ack-delay", "300ms"]);
@@ -145,6 +164,21 @@ fn every_wrong_option_is_told_at_once() {
     let output = ackstream(&["bench"]).args(wrong).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!((said.lines().count(), output.status.code()), (6, Some(64)), "{said}");
+    let endless = [
+        "--duration",
+        "500000000000y",
+        "--ack-delay",
+        "25h",
+        "--subscription",
+        "a",
+        "--subscription",
+        "a",
+        "--consumers",
+        "2",
+    ];
+    let output = ackstream(&["bench"]).args(endless).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((said.lines().count(), output.status.code()), (3, Some(64)), "{said}");
 }
 
 #[test]

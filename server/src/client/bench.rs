@@ -46,6 +46,8 @@ pub const MAX_PAYLOAD: u64 = 16 << 20;
 pub const PAYLOAD: usize = 128;
 /// How long a load lasts unless it is told.
 pub const DURATION: Duration = Duration::from_secs(10);
+/// The longest load, and the longest delay of an ack.
+pub const LONGEST: Duration = Duration::from_hours(24);
 /// Connections that are opened, at most, unless their number is given.
 pub const CONNECTIONS: NonZeroU32 = NonZeroU32::new(64).expect("it is not zero");
 /// Messages that a consumer may hold unless their number is given: the server's own default.
@@ -224,6 +226,9 @@ async fn run_stream(
     };
     if let Some(publisher) = stream.checked_sub(options.consumers) {
         let task = Task {
+            offset: options.rate.map_or(Duration::ZERO, |rate| {
+                Duration::try_from_secs_f64(f64::from(publisher) / rate).unwrap_or(LONGEST)
+            }),
             rate: options.rate.map(|rate| rate / f64::from(options.publishers)),
             count: options.count.map(|count| share(count, publisher, options.publishers)),
             payload: options.payload,

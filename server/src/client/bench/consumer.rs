@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::hash::BuildHasher as _;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,6 @@ use std::task::{Context, Poll, Waker};
 
 use futures_core::Stream;
 use hdrhistogram::Histogram;
-use rustc_hash::FxBuildHasher;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -159,7 +158,8 @@ impl Consumer {
         if self.manner.drop_rate <= 0.0 {
             return false;
         }
-        let hash = FxBuildHasher.hash_one((self.load.number, data.id, data.delivery_attempt));
+        let hash =
+            BuildHasherDefault::<DefaultHasher>::default().hash_one((self.load.number, data.id, data.delivery_attempt));
         share_of(hash) < self.manner.drop_rate
     }
 

@@ -32,6 +32,8 @@ const LATE: Duration = Duration::from_millis(2);
 /// What a publisher is to do.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Task {
+    /// When its turn begins, so that several with a rate do not publish at the same instants.
+    pub(super) offset: Duration,
     /// Messages a second; `None` = as fast as it goes.
     pub(super) rate: Option<f64>,
     /// Messages in all; `None` = until it is told to stop.
@@ -96,7 +98,7 @@ impl Publisher {
         let mut over = pin!(load.published.cancelled());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let began = load.elapsed();
+        let began = load.elapsed() + self.publishes.task.offset;
         self.publishes.lock().began = began;
         let mut stopped = false;
         poll_fn(|context| {
@@ -116,9 +118,9 @@ impl Publisher {
             return;
         };
         while ticks.poll_tick(context).is_ready() {
-            let elapsed = self.load.elapsed().saturating_sub(began);
+            let Some(elapsed) = self.load.elapsed().checked_sub(began) else { continue };
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive and no year")]
-            let due = (elapsed.as_secs_f64() * rate) as u64;
+            let due = (elapsed.as_secs_f64() * rate) as u64 + 1; // the first one at once
             self.publishes.lock().allow(due);
         }
     }
