@@ -208,11 +208,12 @@ const PUBLISH_HELP: &str = "\
 
 /// What a load is, and what is made of it.
 const BENCH_HELP: &str = "\
-    The publishers stop after the duration or the count, and the consumers when all that was accepted is acked, or left to be dropped, \
-    or has not come for 5 s. A subscription that others consume too, or that has a backlog of its own, is no good one to measure: it \
-    consumes what it gets.\n\n\
-    Ctrl-C stops the publishers, a second one the consumers.\n\n\
-    Exit codes: 0 all was accepted and delivered, and no law was seen broken; 1 not so; 64 wrong usage, or no such topic; 69 no server.";
+    The publishers stop after the duration or the count, and the consumers when all that was accepted is acked or dropped, or when \
+    nothing more has come for as long as it could come again, and 5 s. A message counts once, however often it comes. A subscription \
+    that others consume too, or that has a backlog of its own, is no good one to measure: it consumes what it gets.\n\n\
+    Ctrl-C stops the publishers, a second one the consumers, and a third one waits for nobody.\n\n\
+    Exit codes: 0 all was accepted and delivered, and no law was seen broken; 1 not so; 64 wrong usage, or no such topic; 69 no server, \
+    or a stream broke.";
 
 /// The options of a command that talks to a server as any client does.
 fn peer(command: Command) -> Command {

@@ -5,7 +5,9 @@
 #[path = "support/process.rs"]
 mod process;
 
-use std::process::Output;
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use ackstream::proto::Open;
 use ackstream::proto::stream_message::Kind;
@@ -28,6 +30,21 @@ fn report(server: &Process, arguments: &[&str]) -> (serde_json::Value, Option<i3
     let report =
         serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)));
     (report, output.status.code())
+}
+
+/// What the server says at its end: published, acked, dropped, and all the rest.
+fn books(server: &Process) -> [u64; 4] {
+    let metrics = std::net::TcpStream::connect(server.metrics).and_then(|mut stream| {
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        std::io::read_to_string(stream)
+    });
+    let metrics = metrics.unwrap();
+    ["published_total", "acked_total", "dropped_total", ""].map(|name| {
+        let name = format!("ackstream_messages{}{name}{{", if name.is_empty() { "" } else { "_" });
+        let values =
+            metrics.lines().filter(|line| line.starts_with(&name)).map(|line| line.rsplit_once(' ').unwrap().1);
+        values.map(|value| value.parse::<u64>().unwrap()).sum()
+    })
 }
 
 #[test]
@@ -86,6 +103,7 @@ fn deliveries_that_are_not_acked_come_again_until_they_are_dropped() {
     let (said, code) = report(&server, &["--count", "100", "--drop-rate", "1"]);
     assert_eq!((&said["consumed"]["acked"], &said["consumed"]["delivered"]), (&0.into(), &300.into()));
     assert_eq!((&said["consumed"]["retries"], &said["consumed"]["missing"]["demo"]), (&200.into(), &0.into()));
+    assert_eq!(books(&server), [100, 0, 100, 0], "what was left to be dropped is");
     assert_eq!((&said["laws"]["hold"], code), (&true.into(), Some(0)));
 }
 
@@ -114,6 +132,75 @@ fn an_ack_waits_for_its_delay() {
     let (said, code) = report(&server, &["--count", "10", "--ack-delay", "300ms"]);
     assert_eq!((&said["consumed"]["acked"], code), (&10.into(), Some(0)));
     assert!(said["consumed"]["seconds"].as_f64().unwrap() >= 0.3, "{said}");
+}
+
+#[test]
+fn a_message_counts_once_however_often_it_is_delivered_and_acked() {
+    let server = server(&["--ack-deadline", "100ms", "--max-retries", "1000"]);
+    let (said, code) = report(
+        &server,
+        &["--count", "1000", "--rate", "1000", "--ack-delay", "350ms", "--consumers", "2", "--window", "9000"],
+    );
+    let delivered = said["consumed"]["delivered"].as_u64().unwrap();
+    assert!(delivered > 1_300, "many come several times before their ack: {said}");
+    assert_eq!((&said["consumed"]["acked"], &said["consumed"]["missing"]["demo"]), (&1_000.into(), &0.into()));
+    assert_eq!((books(&server), code), ([1_000, 1_000, 0, 0], Some(0)));
+}
+
+#[test]
+fn who_asks_a_third_time_does_not_wait_and_gets_a_report() {
+    let server = server(&[]);
+    let (target, metrics) = (server.address.to_string(), server.metrics.to_string());
+    let mut load =
+        ackstream(&["bench", "--target", &target, "--metrics", &metrics, "--rate", "100", "--ack-delay", "1h"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+    while books(&server)[0] == 0 {
+        std::thread::yield_now(); // until it has begun
+    }
+    let began = Instant::now();
+    while load.try_wait().unwrap().is_none() {
+        let signal = if began.elapsed() < Duration::from_secs(30) { "-INT" } else { "-KILL" };
+        let killed = Command::new("kill").args([signal, &load.id().to_string()]).status().unwrap();
+        assert!(killed.success() || load.try_wait().unwrap().is_some());
+        std::thread::yield_now();
+    }
+    let output = load.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("0 acked") && said.contains("laws       hold"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn what_was_seen_before_a_stream_broke_is_told() {
+    let server = server(&[]);
+    let (target, metrics) = (server.address.to_string(), server.metrics.to_string());
+    let load = ackstream(&[
+        "bench",
+        "--json",
+        "--target",
+        &target,
+        "--metrics",
+        &metrics,
+        "--rate",
+        "1000",
+        "--duration",
+        "1h",
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    while books(&server)[1] == 0 {
+        std::thread::yield_now(); // until something is acked
+    }
+    server.signal("-KILL");
+    let output = load.wait_with_output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(said["consumed"]["acked"].as_u64().unwrap() > 0 && said["laws"]["checked"] == false, "{said}");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("a stream ended"));
+    assert_eq!(output.status.code(), Some(69));
 }
 
 #[test]

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio::sync::{Barrier, OnceCell, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -32,7 +32,7 @@ use crate::process::Signals;
 use crate::proto::Open;
 use consumer::Received;
 use laws::Ledger;
-use load::{Load, Manner};
+use load::{Load, Manner, Policy};
 use publisher::{Published, Task};
 use report::{Report, Times};
 
@@ -54,8 +54,10 @@ pub const CONNECTIONS: NonZeroU32 = NonZeroU32::new(64).expect("it is not zero")
 pub const WINDOW: u32 = 1_000;
 /// How often the live line moves.
 const LIVE_EVERY: Duration = Duration::from_millis(250);
-/// Consumers wait at least so long for a message before they give up on what has not come.
+/// Consumers wait so long, and while a message may come again, before they give up on what has not come.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Of very many retries no more are waited for.
+const MAX_RETRIES_WAITED_FOR: u32 = 10;
 
 /// The load.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,41 +103,50 @@ enum Outcome {
 }
 
 /// Puts the load on the server and returns how the process ends: with [`Exit::Refused`] where a law did not hold, a message was not
-/// delivered or a publish was refused.
+/// delivered, a publish was refused, or somebody did not want to wait for the end.
 pub async fn run(options: Options) -> Exit {
     let number = match getrandom::u64() {
         Ok(number) => number,
         Err(error) => return failed(&format!("the system has no random numbers: {error}")),
     };
     let Ok(mut signals) = Signals::take_over() else { return failed("cannot wait for signals") };
-    if let Err(error) = link::reach(&options.peer).await {
+    let reached = tokio::select! {
+        reached = link::reach(&options.peer) => reached,
+        () = signals.next() => return Exit::Refused,
+    };
+    if let Err(error) = reached {
         say(&error.to_string());
         return match error {
             LinkError::Unreachable { .. } => Exit::Unavailable,
             LinkError::Refused(_) => Exit::Usage,
         };
     }
-    let load = Arc::new(Load::new(number));
-    let (mut ended, began) = start(&options, &load);
-    let mut outcomes = Vec::new();
-    let times = match watch(&options, &load, &mut ended, &mut outcomes, began, &mut signals).await {
-        Ok(times) => times,
-        Err(status) => return failed_stream(&status),
+    let load = Arc::new(Load::new(number, options.subscriptions.len()));
+    let (ended, began) = start(&options, &load);
+    let mut watch = Watch::new(&options, &load, began);
+    let end = watch.run(ended, &mut signals).await;
+    if let End::Broke(status) = &end {
+        say(&format!("a stream ended: {}", status.message()));
+    }
+    let is_good = match watch.times() {
+        None => false, // it never began
+        Some(times) => {
+            let report = Report::new(&options, &load, times, watch.outcomes, ledger(&options).await);
+            report.print(options.json);
+            report.is_good()
+        }
     };
-    let ledger = ledger(&options).await;
-    let report = Report::new(&options, &load, times, outcomes, ledger);
-    report.print(options.json);
-    if report.is_good() { Exit::Done } else { Exit::Refused }
+    match end {
+        End::Complete if is_good => Exit::Done,
+        End::Complete | End::Abandoned => Exit::Refused,
+        End::Broke(status) if link::is_final(status.code()) => Exit::Usage,
+        End::Broke(_) => Exit::Unavailable,
+    }
 }
 
 fn failed(why: &str) -> Exit {
     say(why);
     Exit::Unavailable
-}
-
-fn failed_stream(status: &Status) -> Exit {
-    say(&format!("a stream ended: {}", status.message()));
-    if link::is_final(status.code()) { Exit::Usage } else { Exit::Unavailable }
 }
 
 async fn ledger(options: &Options) -> Result<Ledger, String> {
@@ -146,7 +157,7 @@ async fn ledger(options: &Options) -> Result<Ledger, String> {
 }
 
 /// Starts all streams, spread over connections, and those over threads: no more than there are processors. Whatever happens to a
-/// stream comes through the receiver; the other tells when all of them are open, and so when the load begins.
+/// stream comes through the receiver; the other tells when the load begins.
 fn start(
     options: &Options,
     load: &Arc<Load>,
@@ -156,8 +167,8 @@ fn start(
     let threads =
         std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)).min(connections);
     let (tell, ended) = mpsc::unbounded_channel();
-    let (all_open, began) = oneshot::channel();
-    let gate = Arc::new(Gate::new(streams, all_open));
+    let (tell_begin, began) = oneshot::channel();
+    let gate = Arc::new(Gate::new(options, tell_begin));
     for thread in 0..threads {
         let (options, load, tell, gate) = (options.clone(), Arc::clone(load), tell.clone(), Arc::clone(&gate));
         std::thread::spawn(move || {
@@ -188,22 +199,45 @@ fn start(
     (ended, began)
 }
 
-/// Where streams wait until all of them are open.
+/// Where streams wait for one another.
 struct Gate {
-    closed: tokio::sync::Barrier,
-    all_open: Mutex<Option<oneshot::Sender<Instant>>>,
+    /// All connections are there: consumers open their streams.
+    connected: Barrier,
+    /// One for each consumer whose stream is open.
+    open: Semaphore,
+    consumers: u32,
+    publishers: u32,
+    begin: Mutex<Option<oneshot::Sender<Instant>>>,
 }
 
 impl Gate {
-    fn new(streams: u32, all_open: oneshot::Sender<Instant>) -> Self {
-        Self { closed: tokio::sync::Barrier::new(streams as usize), all_open: Mutex::new(Some(all_open)) }
+    fn new(options: &Options, begin: oneshot::Sender<Instant>) -> Self {
+        let Options { publishers, consumers, .. } = *options;
+        let connected = Barrier::new((publishers + consumers) as usize);
+        Self { connected, open: Semaphore::new(0), consumers, publishers, begin: Mutex::new(Some(begin)) }
     }
 
+    /// A stream has its connection. Without publishers the load begins when all have: no delivery comes before its clock runs.
+    async fn connected(&self) {
+        if self.connected.wait().await.is_leader() && self.publishers == 0 {
+            self.begin();
+        }
+    }
+
+    /// A consumer's stream is open.
+    fn opened(&self) {
+        self.open.add_permits(1);
+    }
+
+    /// A publisher's stream is open; it publishes once all consumers' are, and with that the load begins.
     async fn pass(&self) {
-        if self.closed.wait().await.is_leader()
-            && let Some(all_open) = self.all_open.lock().expect("a panic ends the process").take()
-        {
-            let _ = all_open.send(Instant::now()); // nobody listens any more
+        let _all = self.open.acquire_many(self.consumers).await;
+        self.begin();
+    }
+
+    fn begin(&self) {
+        if let Some(begin) = self.begin.lock().expect("a panic ends the process").take() {
+            let _ = begin.send(Instant::now()); // nobody listens any more
         }
     }
 }
@@ -218,6 +252,7 @@ async fn run_stream(
 ) -> Result<Outcome, Status> {
     let streams = (options.publishers + options.consumers).div_ceil(options.connections.get());
     let channel = connection.get_or_try_init(|| link::connect(&options.peer.target, streams)).await?.clone();
+    gate.connected().await;
     let open = Open {
         topic: options.peer.topic.clone(),
         client_id: "ackstream bench".to_owned(),
@@ -237,8 +272,9 @@ async fn run_stream(
         let open = Open { publish_only: true, ..open };
         publisher::publish(channel, open, task, load, async || gate.pass().await).await.map(Outcome::Published)
     } else {
+        let subscription = stream as usize % options.subscriptions.len();
         let open = Open {
-            subscription: options.subscriptions[stream as usize % options.subscriptions.len()].clone(),
+            subscription: options.subscriptions[subscription].clone(),
             max_outstanding_messages: options.window,
             max_outstanding_bytes: u64::MAX,
             ..open
@@ -249,7 +285,7 @@ async fn run_stream(
             drop_rate: options.drop_rate,
             batch: options.batch as usize,
         };
-        consumer::consume(channel, open, manner, load, async || gate.pass().await).await.map(Outcome::Received)
+        consumer::consume(channel, open, subscription, manner, load, || gate.opened()).await.map(Outcome::Received)
     }
 }
 
@@ -258,117 +294,154 @@ const fn share(whole: u64, part: u32, among: u32) -> u64 {
     whole / among as u64 + (whole % among as u64 > part as u64) as u64
 }
 
-/// Watches the load until all of its streams have ended, and tells them when to.
-///
-/// # Errors
-///
-/// How a stream broke.
-async fn watch(
-    options: &Options,
-    load: &Load,
-    ended: &mut mpsc::UnboundedReceiver<Result<Outcome, Status>>,
-    outcomes: &mut Vec<Outcome>,
-    mut began: oneshot::Receiver<Instant>,
-    signals: &mut Signals,
-) -> Result<Times, Status> {
-    let line = live_line();
-    let mut ticks = tokio::time::interval(LIVE_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut clock = Clock::default();
-    let (mut publishing, mut seen) = (options.publishers, (0, Instant::now()));
-    if options.publishers == 0 {
-        load.aim(options.count.unwrap_or(u64::MAX));
-    }
-    loop {
-        let out_of_time = clock.began.filter(|_| options.count.is_none()).map(|began| began + options.duration);
-        tokio::select! {
-            started = &mut began, if clock.began.is_none() => clock.began = started.ok(),
-            outcome = ended.recv() => match outcome {
-                Some(Ok(Outcome::Published(published))) => {
-                    publishing -= 1;
-                    outcomes.push(Outcome::Published(published));
-                    if publishing == 0 {
-                        clock.published = Some(Instant::now());
-                        seen = (load.totals.delivered.load(Ordering::Relaxed), Instant::now());
-                        let accepted: u64 = outcomes.iter().map(Outcome::accepted).sum();
-                        load.aim(accepted * options.subscriptions.len() as u64);
-                    }
-                }
-                Some(Ok(received)) => {
-                    clock.consumed = Some(Instant::now());
-                    outcomes.push(received);
-                }
-                Some(Err(status)) => return Err(status),
-                None => {
-                    line.finish_and_clear();
-                    return Ok(clock.times());
-                }
-            },
-            () = tokio::time::sleep_until(out_of_time.unwrap_or_else(Instant::now)), if out_of_time.is_some() && !load.published.is_cancelled() => {
-                load.published.cancel();
-                if options.publishers == 0 {
-                    load.consumed.cancel();
-                }
-            }
-            () = signals.next() => {
-                if load.published.is_cancelled() {
-                    load.consumed.cancel(); // whoever asks twice does not want to wait
-                }
-                load.published.cancel();
-                if options.publishers == 0 {
-                    load.consumed.cancel();
-                }
-            }
-            _ = ticks.tick() => {
-                clock.show(&line, load);
-                let delivered = load.totals.delivered.load(Ordering::Relaxed);
-                if delivered != seen.0 || publishing > 0 {
-                    seen = (delivered, Instant::now());
-                }
-                // What has not come by now is another consumer's, or was dropped.
-                let patience = PATIENCE.max(options.ack_delay * 2);
-                if options.publishers > 0 && publishing == 0 && seen.1.elapsed() > patience {
-                    load.consumed.cancel();
-                }
-            }
-        }
-    }
+/// How a load ended.
+enum End {
+    /// All of its streams have.
+    Complete,
+    /// Somebody did not want to wait for that.
+    Abandoned,
+    /// A stream broke, or was not opened.
+    Broke(Status),
 }
 
-impl Outcome {
-    const fn accepted(&self) -> u64 {
-        match self {
-            Self::Published(published) => published.accepted,
-            Self::Received(_) => 0,
-        }
-    }
-}
-
-/// When what began and ended, and what the live line showed last.
-#[derive(Default)]
-struct Clock {
+/// Watches a load until all of its streams have ended, tells them when to, and shows how it goes.
+struct Watch<'a> {
+    options: &'a Options,
+    load: &'a Load,
+    /// Tells when the load begins.
+    begins: oneshot::Receiver<Instant>,
     began: Option<Instant>,
     /// When the last publisher had its last answer.
     published: Option<Instant>,
     /// When the server had read the last ack.
     consumed: Option<Instant>,
+    /// When the last message came, where the others were waited for in vain.
+    given_up: Option<Instant>,
+    /// How many publishers have not ended.
+    publishing: u32,
+    /// How many messages were answered, and when that was last seen to move.
+    progress: (u64, Instant),
+    outcomes: Vec<Outcome>,
+    line: ProgressBar,
+    /// When the line last moved, and what was accepted and acked by then.
     shown: Option<(Instant, u64, u64)>,
 }
 
-impl Clock {
-    fn times(&self) -> Times {
-        let since = |end: Option<Instant>| self.began.zip(end).map(|(began, end)| end - began).unwrap_or_default();
-        Times { publishing: since(self.published), consuming: since(self.consumed) }
+impl<'a> Watch<'a> {
+    fn new(options: &'a Options, load: &'a Load, begins: oneshot::Receiver<Instant>) -> Self {
+        if options.publishers == 0 {
+            load.published.cancel();
+            load.aim(options.count.unwrap_or(u64::MAX));
+        }
+        Self {
+            options,
+            load,
+            begins,
+            began: None,
+            published: None,
+            consumed: None,
+            given_up: None,
+            publishing: options.publishers,
+            progress: (0, Instant::now()),
+            outcomes: Vec::new(),
+            line: live_line(),
+            shown: None,
+        }
     }
 
-    fn show(&mut self, line: &ProgressBar, load: &Load) {
-        let Some(began) = self.began.filter(|_| !line.is_hidden()) else { return };
+    async fn run(&mut self, mut ended: mpsc::UnboundedReceiver<Result<Outcome, Status>>, signals: &mut Signals) -> End {
+        let mut ticks = tokio::time::interval(LIVE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = loop {
+            let out_of_time = self.began.filter(|_| self.options.count.is_none() && !self.is_stopping());
+            let out_of_time = out_of_time.map(|began| began + self.options.duration);
+            tokio::select! {
+                began = &mut self.begins, if self.began.is_none() => self.began = began.ok(),
+                outcome = ended.recv() => match outcome {
+                    Some(Ok(outcome)) => self.take(outcome),
+                    Some(Err(status)) => break End::Broke(status),
+                    None => break End::Complete,
+                },
+                () = tokio::time::sleep_until(out_of_time.unwrap_or_else(Instant::now)), if out_of_time.is_some() => self.stop(),
+                () = signals.next() => {
+                    if self.load.consumed.is_cancelled() {
+                        break End::Abandoned;
+                    }
+                    self.stop();
+                }
+                _ = ticks.tick() => {
+                    self.show();
+                    self.look_for_progress();
+                }
+            }
+        };
+        self.line.finish_and_clear();
+        end
+    }
+
+    /// Whether those who are told to stop when the time is over have been.
+    fn is_stopping(&self) -> bool {
+        if self.options.publishers > 0 { self.load.published.is_cancelled() } else { self.load.consumed.is_cancelled() }
+    }
+
+    /// Stops the publishers or, where they have stopped, the consumers.
+    fn stop(&self) {
+        if self.load.published.is_cancelled() {
+            self.load.consumed.cancel();
+        }
+        self.load.published.cancel();
+    }
+
+    fn take(&mut self, outcome: Outcome) {
+        match &outcome {
+            Outcome::Received(received) => self.consumed = self.consumed.max(Some(received.done_at)),
+            Outcome::Published(_) => self.publishing -= 1,
+        }
+        self.outcomes.push(outcome);
+        if self.publishing == 0 && self.options.publishers > 0 && self.published.is_none() {
+            self.published = Some(Instant::now());
+            self.progress.1 = Instant::now();
+            self.load.published.cancel();
+            let accepted = self.load.totals.accepted.load(Ordering::Relaxed);
+            self.load.aim(accepted * self.options.subscriptions.len() as u64);
+        }
+    }
+
+    /// What has not come by now is another consumer's, or was dropped.
+    fn look_for_progress(&mut self) {
+        let answered = self.load.totals.answered.load(Ordering::Relaxed);
+        if answered != self.progress.0 || self.publishing > 0 {
+            self.progress = (answered, Instant::now());
+        }
+        let waits = self.published.is_some() && !self.load.consumed.is_cancelled();
+        if waits && self.progress.1.elapsed() > self.patience() {
+            self.given_up = Some(self.progress.1);
+            self.load.consumed.cancel();
+        }
+    }
+
+    /// A message that is not acked may come again for so long.
+    fn patience(&self) -> Duration {
+        let Some(Policy { ack_deadline, max_retries }) = self.load.policy.get() else { return PATIENCE };
+        let deadlines = if self.options.drop_rate > 0.0 { (*max_retries).min(MAX_RETRIES_WAITED_FOR) + 1 } else { 1 };
+        PATIENCE + *ack_deadline * deadlines
+    }
+
+    /// `None`: it never began.
+    fn times(&self) -> Option<Times> {
+        let began = self.began?;
+        let until = |end: Option<Instant>| end.unwrap_or_else(Instant::now).saturating_duration_since(began);
+        Some(Times { publishing: until(self.published), consuming: until(self.given_up.or(self.consumed)) })
+    }
+
+    fn show(&mut self) {
+        let Some(began) = self.began.filter(|_| !self.line.is_hidden()) else { return };
         let now = Instant::now();
-        let totals = &load.totals;
+        let totals = &self.load.totals;
         let (accepted, acked) = (totals.accepted.load(Ordering::Relaxed), totals.acked.load(Ordering::Relaxed));
         let (then, accepted_then, acked_then) = self.shown.replace((now, accepted, acked)).unwrap_or((began, 0, 0));
         let a_second = |count: u64| HumanCount(report::per_second(count, now - then));
-        line.set_message(format!(
+        self.line.set_message(format!(
             "{:>3} s   published {} ({}/s)   acked {} ({}/s)   retries {}   refused {}",
             (now - began).as_secs(),
             HumanCount(accepted),

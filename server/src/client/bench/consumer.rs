@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use futures_core::Stream;
 use hdrhistogram::Histogram;
@@ -14,22 +15,23 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::ids::Ids;
-use super::load::{Load, Manner, latencies};
+use super::load::{Load, Manner, Policy, latencies};
 use crate::client::link;
 use crate::proto::stream_message::Kind;
 use crate::proto::{AckBatch, AckMessage, DataMessage, Open, StreamMessage};
 
+/// After its deadline, a delivery has expired within this time.
+const EXPIRED_WITHIN: Duration = Duration::from_millis(200);
+
 /// What a consumer has seen.
 pub(super) struct Received {
-    pub(super) subscription: String,
-    /// The messages that were delivered here.
-    pub(super) ids: Ids,
     /// From the sending of a message to its first delivery.
     pub(super) latency: Histogram<u64>,
+    /// When the server had read its last ack.
+    pub(super) done_at: Instant,
 }
 
-/// Consumes until the load has had all, and the server has read the last ack.
+/// Consumes from a subscription, by its number in the load, until that has had all and the server has read the last ack.
 ///
 /// # Errors
 ///
@@ -37,38 +39,78 @@ pub(super) struct Received {
 pub(super) async fn consume(
     channel: Channel,
     open: Open,
+    subscription: usize,
     manner: Manner,
     load: Arc<Load>,
-    ready: impl AsyncFnOnce(),
+    opened: impl FnOnce(),
 ) -> Result<Received, Status> {
-    let acks =
-        Acks(Arc::new(Mutex::new(Outbox { open: Some(open.clone()), batch: manner.batch, ..Outbox::default() })));
-    let (opened, frames) = link::exchange(channel, acks.clone()).await?;
-    ready().await;
-    let max_retries = opened.max_retries.unwrap_or(u32::MAX);
-    let received = Received { subscription: open.subscription, ids: Ids::default(), latency: latencies() };
-    let mut consumer =
-        Consumer { frames, acks, manner, load, max_retries, held: VecDeque::new(), answered: 0, retries: 0, received };
-    consumer.run().await?;
-    Ok(consumer.received)
+    let acks = Acks(Arc::new(Mutex::new(Outbox { open: Some(open), batch: manner.batch, ..Outbox::default() })));
+    let (answer, frames) = link::exchange(channel, acks.clone()).await?;
+    opened();
+    let policy = *load.policy.get_or_init(|| Policy {
+        ack_deadline: answer.ack_deadline.and_then(|length| length.try_into().ok()).unwrap_or_default(),
+        max_retries: answer.max_retries.unwrap_or(u32::MAX),
+    });
+    let mut consumer = Consumer {
+        frames,
+        acks,
+        subscription,
+        manner,
+        load,
+        policy,
+        came: Vec::new(),
+        held: VecDeque::new(),
+        left_at: None,
+        latency: latencies(),
+    };
+    let done_at = consumer.run().await?;
+    Ok(Received { latency: consumer.latency, done_at })
 }
 
 struct Consumer {
     frames: Streaming<StreamMessage>,
     acks: Acks,
+    subscription: usize,
     manner: Manner,
     load: Arc<Load>,
-    max_retries: u32,
-    /// Deliveries that will be acked, and when, in their order.
-    held: VecDeque<(u64, Option<Instant>)>,
-    /// Not yet told to the load.
-    answered: u64,
-    retries: u64,
-    received: Received,
+    policy: Policy,
+    /// What has come and is not yet told to the load.
+    came: Vec<Came>,
+    held: VecDeque<Held>,
+    /// When the last delivery came that is left to be dropped.
+    left_at: Option<Instant>,
+    latency: Histogram<u64>,
+}
+
+/// A delivery.
+struct Came {
+    id: u64,
+    is_retry: bool,
+    then: Then,
+}
+
+/// What is done with a delivery.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// It is acked, where there is a delay at that instant.
+    Ack(Option<Instant>),
+    /// It is not, and the message comes again.
+    Ignore,
+    /// It is not, and no retry is left: the server drops the message.
+    Leave,
+}
+
+/// A delivery that will be acked.
+struct Held {
+    id: u64,
+    due: Option<Instant>,
+    /// No other delivery of the message is.
+    is_first: bool,
 }
 
 impl Consumer {
-    async fn run(&mut self) -> Result<(), Status> {
+    /// Returns when the server had read the last ack.
+    async fn run(&mut self) -> Result<Instant, Status> {
         let load = Arc::clone(&self.load);
         let mut consumed = pin!(load.consumed.cancelled());
         loop {
@@ -98,30 +140,30 @@ impl Consumer {
     }
 
     /// Acks what is held, half-closes, and reads to the end of the stream.
-    async fn leave(&mut self) -> Result<(), Status> {
+    async fn leave(&mut self) -> Result<Instant, Status> {
         while !self.held.is_empty() {
             self.ack_what_is_due(0);
-            if let Some(due) = self.held.front().and_then(|(_, due)| *due) {
+            if let Some(due) = self.held.front().and_then(|held| held.due) {
                 tokio::time::sleep_until(due).await;
             }
         }
+        let done_at = Instant::now();
+        if let Some(left_at) = self.left_at {
+            // Whoever leaves before a deadline gives the message back, and it would not be dropped.
+            tokio::time::sleep_until(left_at + self.policy.ack_deadline + EXPIRED_WITHIN).await;
+        }
         self.acks.close();
         while self.frames.message().await?.is_some() {} // what comes after the last ack goes back at no cost
-        Ok(())
+        Ok(if self.left_at.is_some() { done_at } else { Instant::now() })
     }
 
     /// Takes what has come. `Ready`: the server ended the stream.
     fn poll_frames(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        let (mut delivered, before) = (0, self.retries);
         let end = loop {
             match Pin::new(&mut self.frames).poll_next(context) {
-                Poll::Ready(Some(Ok(StreamMessage { kind: Some(Kind::Data(data)) }))) => {
-                    self.take(&data);
-                    delivered += 1;
-                }
+                Poll::Ready(Some(Ok(StreamMessage { kind: Some(Kind::Data(data)) }))) => self.take(&data),
                 Poll::Ready(Some(Ok(StreamMessage { kind: Some(Kind::DataBatch(batch)) }))) => {
                     batch.messages.iter().for_each(|data| self.take(data));
-                    delivered += batch.messages.len() as u64;
                 }
                 Poll::Ready(Some(Ok(_))) => {} // nothing that a consumer listens to
                 Poll::Ready(Some(Err(status))) => break Poll::Ready(Err(status)),
@@ -129,28 +171,48 @@ impl Consumer {
                 Poll::Pending => break Poll::Pending,
             }
         };
-        self.load.totals.delivered.fetch_add(delivered, Ordering::Relaxed);
-        self.load.totals.retries.fetch_add(self.retries - before, Ordering::Relaxed);
+        self.tell_what_came();
         self.ack_what_is_due(self.manner.hold);
-        self.load.answered(std::mem::take(&mut self.answered));
         end
     }
 
     fn take(&mut self, data: &DataMessage) {
-        let is_new = self.received.ids.insert(data.id);
-        if data.delivery_attempt > 1 {
-            self.retries += 1;
-        } else if is_new && let Some(sent_at) = self.load.sent_at(&data.payload) {
+        let is_retry = data.delivery_attempt > 1;
+        if !is_retry && let Some(sent_at) = self.load.sent_at(&data.payload) {
             let latency = self.load.elapsed().saturating_sub(sent_at);
-            self.received.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+            self.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
         }
-        if self.drops(data) {
-            self.answered += u64::from(data.delivery_attempt > self.max_retries); // the server drops it
+        let timed = !self.manner.ack_delay.is_zero();
+        let then = match self.drops(data) {
+            false => Then::Ack(timed.then(|| Instant::now() + self.manner.ack_delay)),
+            true if data.delivery_attempt > self.policy.max_retries => Then::Leave,
+            true => Then::Ignore,
+        };
+        self.came.push(Came { id: data.id, is_retry, then });
+    }
+
+    /// Each message counts once, however often it comes and to whomever.
+    fn tell_what_came(&mut self) {
+        if self.came.is_empty() {
             return;
         }
-        self.answered += 1;
-        let due = (!self.manner.ack_delay.is_zero()).then(|| Instant::now() + self.manner.ack_delay);
-        self.held.push_back((data.id, due));
+        let (delivered, mut retries, mut answered) = (self.came.len() as u64, 0, 0);
+        let mut deliveries = self.load.deliveries(self.subscription);
+        for Came { id, is_retry, then } in self.came.drain(..) {
+            deliveries.delivered.insert(id);
+            retries += u64::from(is_retry);
+            let is_first = then != Then::Ignore && deliveries.answered.insert(id);
+            answered += u64::from(is_first);
+            match then {
+                Then::Ack(due) => self.held.push_back(Held { id, due, is_first }),
+                Then::Leave => self.left_at = Some(Instant::now()),
+                Then::Ignore => {}
+            }
+        }
+        drop(deliveries);
+        self.load.totals.delivered.fetch_add(delivered, Ordering::Relaxed);
+        self.load.totals.retries.fetch_add(retries, Ordering::Relaxed);
+        self.load.answered(answered);
     }
 
     /// Whether this delivery is never acked.
@@ -166,7 +228,7 @@ impl Consumer {
     /// When the next ack is due, where that is a question of time.
     fn next_ack(&self) -> Option<Instant> {
         let waits_for_time = self.held.len() > self.manner.hold;
-        self.held.front().filter(|_| waits_for_time).and_then(|(_, due)| *due)
+        self.held.front().filter(|_| waits_for_time).and_then(|held| held.due)
     }
 
     /// Acks the oldest deliveries that are due, down to `hold` of them.
@@ -176,14 +238,13 @@ impl Consumer {
         }
         let timed = !self.manner.ack_delay.is_zero();
         let now = timed.then(Instant::now);
-        let is_due = |(_, due): &mut (u64, Option<Instant>)| *due <= now;
         let mut acked = 0;
         let mut outbox = self.acks.lock();
         while self.held.len() > hold
-            && let Some((id, _)) = self.held.pop_front_if(is_due)
+            && let Some(held) = self.held.pop_front_if(|held| held.due <= now)
         {
-            outbox.ids.push_back(id);
-            acked += 1;
+            outbox.ids.push_back(held.id);
+            acked += u64::from(held.is_first);
         }
         outbox.wake();
         drop(outbox);

@@ -1,11 +1,15 @@
-//! What all streams of one load share: the plan, the totals that the live line shows, and the two words at which they stop.
+//! What all streams of one load share: the totals that the live line shows, which messages have come, and the two words at which they
+//! stop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use super::ids::Ids;
 
 /// Messages of this load begin with so many bytes: its number, and when they were sent.
 pub(super) const STAMP: usize = 16;
@@ -25,6 +29,23 @@ pub(super) struct Manner {
     pub(super) batch: usize,
 }
 
+/// What a subscription does with a delivery that gets no ack.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    pub(super) ack_deadline: Duration,
+    /// `u32::MAX` = unlimited.
+    pub(super) max_retries: u32,
+}
+
+/// The messages of one subscription that its consumers here have seen.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries {
+    /// Delivered.
+    pub(super) delivered: Ids,
+    /// Of which no consumer will say more: acked, to be acked, or left to be dropped.
+    pub(super) answered: Ids,
+}
+
 /// The state of one load.
 pub(super) struct Load {
     /// Tells its messages from others'.
@@ -35,6 +56,10 @@ pub(super) struct Load {
     /// Consumers have had all there is: they ack what they hold and leave.
     pub(super) consumed: CancellationToken,
     pub(super) totals: Totals,
+    /// For each subscription that is consumed.
+    deliveries: Vec<Mutex<Deliveries>>,
+    /// Of one of them, once it is known.
+    pub(super) policy: OnceLock<Policy>,
     /// How many messages are to be answered before consumers have had all.
     goal: AtomicU64,
 }
@@ -46,19 +71,22 @@ pub(super) struct Totals {
     pub(super) refused: AtomicU64,
     pub(super) delivered: AtomicU64,
     pub(super) retries: AtomicU64,
+    /// Messages, not acks.
     pub(super) acked: AtomicU64,
-    /// Messages of which no consumer will say more: acked, to be acked, or left to be dropped.
-    answered: AtomicU64,
+    /// Messages of which no consumer will say more.
+    pub(super) answered: AtomicU64,
 }
 
 impl Load {
-    pub(super) fn new(number: u64) -> Self {
+    pub(super) fn new(number: u64, subscriptions: usize) -> Self {
         Self {
             number,
             began: Instant::now(),
             published: CancellationToken::new(),
             consumed: CancellationToken::new(),
             totals: Totals::default(),
+            deliveries: (0..subscriptions).map(|_| Mutex::default()).collect(),
+            policy: OnceLock::new(),
             goal: AtomicU64::new(u64::MAX),
         }
     }
@@ -66,6 +94,11 @@ impl Load {
     /// How long it has been going on.
     pub(super) fn elapsed(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// What has come of a subscription, by its number.
+    pub(super) fn deliveries(&self, subscription: usize) -> MutexGuard<'_, Deliveries> {
+        self.deliveries[subscription].lock().expect("a panic ends the process")
     }
 
     /// Consumers have had all when so many messages are answered.

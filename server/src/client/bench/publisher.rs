@@ -23,6 +23,8 @@ use crate::proto::{DataBatch, DataMessage, Open, StreamMessage};
 
 /// At most so many publishes are without an answer: a server keeps 10,000 answers for a client that does not read.
 const MAX_UNANSWERED: usize = 5_000;
+/// A batch stops at so many bytes of payload, as the server's do.
+const MAX_BATCH_BYTES: usize = 1 << 20;
 /// How often a publisher with a rate sends what is due.
 const TICK: Duration = Duration::from_millis(1);
 /// What is sent so much after its time was held up: its latency counts from that time on, or waiting would not be seen (known as
@@ -263,7 +265,8 @@ impl Stream for Publishes {
                 return frame(Kind::Data(first));
             }
             let mut messages = vec![first];
-            while messages.len() < self.task.batch
+            let most = self.task.batch.min(MAX_BATCH_BYTES / self.task.payload.max(1));
+            while messages.len() < most
                 && let Some(more) = self.next(&mut pace)
             {
                 messages.push(more);

@@ -54,7 +54,6 @@ impl Report {
         ledger: Result<Ledger, String>,
     ) -> Self {
         let (mut accepted, mut answer, mut delivery) = (Ids::default(), latencies(), latencies());
-        let mut received: BTreeMap<String, Ids> = BTreeMap::new();
         let mut refusal = None;
         for outcome in outcomes {
             match outcome {
@@ -64,12 +63,15 @@ impl Report {
                     answer += published.latency;
                 }
                 Outcome::Received(consumer) => {
-                    received.entry(consumer.subscription).or_default().merge(consumer.ids);
                     delivery += consumer.latency;
                 }
             }
         }
-        let missing = received.into_iter().map(|(name, mut ids)| (name, accepted.missing_in(&mut ids)));
+        let consumed = if options.consumers > 0 { &options.subscriptions[..] } else { &[] };
+        let missing = consumed.iter().enumerate().map(|(number, name)| {
+            let missing = accepted.missing_in(&mut load.deliveries(number).delivered);
+            (name.clone(), missing)
+        });
         let count = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
         Self {
             times,
