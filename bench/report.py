@@ -6,8 +6,6 @@ from pathlib import Path
 
 Samples = dict[str, dict[str, list[float]]]
 
-LIMIT = "raw tonic stream"
-
 
 def number(value: float) -> str:
     """Three digits or more, with thousands apart."""
@@ -29,7 +27,7 @@ def table(found: dict[str, Samples], machine: str, rounds: int, seconds: float) 
         "# Measured", "",
         f"`bench/run --rounds {rounds}`, {seconds / 60:.0f} minutes. {machine}.", "",
         f"Medians of {rounds} rounds, in turns, with the least and the most in brackets.",
-        '"Of the limit" is the median of each round\'s ratio to the raw tonic stream of the same round.',
+        '"Of the limit" is the median of each round\'s ratio to the fastest raw stream that sends the same frames.',
     ]  # fmt: skip
     for part, samples in found.items():
         figures = list(dict.fromkeys(figure for values in samples.values() for figure in values))
@@ -47,13 +45,29 @@ def table(found: dict[str, Samples], machine: str, rounds: int, seconds: float) 
 
 
 def ratio(name: str, samples: Samples) -> float | None:
-    """The median of the ratios to the raw stream, in each round the one of the same case."""
-    case, _, system = name.rpartition(" | ")
-    limit = samples.get(f"{case} | {LIMIT}" if case else LIMIT)
+    """The median of the ratios to the fastest raw stream of the same round and case that sends the same frames."""
+    case = name.rpartition(" | ")[0]
     figure = "messages a second"
-    if limit is None or system == LIMIT or figure not in samples[name]:
+    if is_raw(name) or figure not in samples[name]:
         return None
-    return statistics.median(value / most for value, most in zip(samples[name][figure], limit[figure], strict=True))
+    raws = [
+        values[figure]
+        for other, values in samples.items()
+        if other.rpartition(" | ")[0] == case and is_raw(other) and is_traced(other) == is_traced(name)
+    ]
+    if not raws:
+        return None
+    limits = [max(speeds) for speeds in zip(*raws, strict=True)]
+    ratios: list[float] = [value / limit for value, limit in zip(samples[name][figure], limits, strict=True)]
+    return statistics.median(ratios)
+
+
+def is_raw(name: str) -> bool:
+    return name.rpartition(" | ")[2].startswith("raw")
+
+
+def is_traced(name: str) -> bool:
+    return "trace" in name
 
 
 def write(found: dict[str, Samples], text: str, folder: Path) -> None:
@@ -97,9 +111,9 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
                 cases = [name for name in found[part] if name.endswith(f" | {system}")]
                 middles = [statistics.median(found[part][name]["messages a second"]) / 1e6 for name in cases]
                 colour = colours[system.split(",")[0].split()[0]]
-                axes.plot(
-                    [int(name.split(" | ")[0]) for name in cases], middles, marker="o", label=system, color=colour
-                )
+                places_of = [int(name.split(" | ")[0]) for name in cases]
+                style = "--" if system.endswith("threads") else "-"
+                axes.plot(places_of, middles, style, marker="o", label=system, color=colour)
             axes.set(xscale="log", xlabel=part, ylim=(0, 1.08 * highest))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)

@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,15 @@ class Server:
         fields = Path(f"/proc/{self.vm or self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
 
-    def rss(self) -> int:
-        """Bytes."""
+    def rss(self, field: str = "VmRSS") -> int:
+        """Bytes; `VmHWM` = the most that it has been."""
         text = Path(f"/proc/{self.vm or self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024  # type: ignore[index]
+        return int(re.search(rf"{field}:\s+(\d+)", text)[1]) * 1024  # type: ignore[index]
+
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of our metric of this name, over all series with these labels."""
+        lines = (line for line in self.scrape().splitlines() if line.startswith(f"ackstream_{name}{{"))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(label in line for label in labels))
 
     def scrape(self) -> str:
         text: bytes = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10).read()
@@ -138,6 +144,27 @@ def ackstream(*, metrics: bool = False, traces: str | None = None, config: str =
             raise RuntimeError(f"a law did not hold, or the server did not say so:\n{said[-2000:]}")
 
 
+@contextmanager
+def running_load(target: str, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`ackstream bench` with these options, until the block ends; it reports in JSON."""
+    command = [str(ACKSTREAM), "bench", "--json", "--target", target, "--metrics", "off", *options]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for it, a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError("it did not come about within a minute")
+        time.sleep(0.01)
+
+
 def load(target: str, *options: str, metrics: int = 0) -> Json:
     """What `ackstream bench` reports with these options. A law that is seen broken, or a lost message, is an error."""
     where = f"127.0.0.1:{metrics}" if metrics else "off"
@@ -161,16 +188,6 @@ def collector() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         process.wait()
 
 
-def collected(process: "subprocess.Popen[str]") -> Json:
-    """What the collector has seen."""
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    seen: Json = json.loads(process.stdout.readline())
-    return seen
-
-
 @contextmanager
 def scraped(server: Server) -> Iterator[None]:
     """Its metrics are scraped once a second, on a connection that stays open, as Prometheus would."""
@@ -182,13 +199,13 @@ def scraped(server: Server) -> Iterator[None]:
             connection.request("GET", "/metrics")
             connection.getresponse().read()
 
-    thread = threading.Thread(target=scrape)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        scraping = thread.submit(scrape)
+        try:
+            yield
+        finally:
+            stop.set()
+        scraping.result()  # whatever went wrong there
 
 
 # ---- rivals
@@ -215,17 +232,8 @@ def rival(name: str) -> Iterator[Server]:
                 command = ["nats-server", "-a", "127.0.0.1", "-p", str(port), "-js", "-sd", folder]
                 yield stack.enter_context(running(command, port, **quiet))
             case "Redis Streams":
-                command = [
-                    "redis-server",
-                    "--port",
-                    str(port),
-                    "--bind",
-                    "127.0.0.1",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                ]
+                memory = ["--save", "", "--appendonly", "no"]
+                command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", *memory]
                 yield stack.enter_context(running(command, port, cwd=folder, **quiet))
             case "RabbitMQ":
                 names = free_port()  # of Erlang's own name server
@@ -246,12 +254,28 @@ def rival(name: str) -> Iterator[Server]:
                 yield server
 
 
-def consume_from_rival(name: str, server: Server, count: int, payload: int) -> Json:
+@contextmanager
+def stored_in_rival(name: str, server: Server, count: int, payload: int) -> Iterator[tuple[float, Callable[[], float]]]:
+    """So many messages, stored: how many seconds that took, and what consumes them and returns the seconds of that."""
     kind = {"NATS JetStream": "nats", "Redis Streams": "redis", "RabbitMQ": "rabbitmq"}[name]
     size = ["--count", str(count), "--payload", str(payload)]
     command = [str(BENCH / "rival"), kind, "--port", str(server.port), *size]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
-    report: Json = json.loads(done.stdout)
-    return report
+    process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield ask(process), lambda: ask(process, "consume")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(process: "subprocess.Popen[str]", question: str | None = None) -> Any:
+    """The next line of JSON that a program says, where there is a question after that."""
+    assert process.stdin
+    assert process.stdout
+    if question is not None:
+        process.stdin.write(f"{question}\n")
+        process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError(f"{process.args!r} ended with {process.wait()}")
+    return json.loads(answer)

@@ -1,6 +1,7 @@
 //! Rivals at the same work: so many stored messages, one consumer, every message acked by itself.
 //!
-//! It prints one line of JSON: how long storing and consuming took. The server runs already, and is empty.
+//! It prints how many seconds storing took, waits for a line on its standard input, and prints how many seconds consuming took. The
+//! server runs already, and is empty.
 
 use std::time::{Duration, Instant};
 
@@ -31,30 +32,35 @@ enum Rival {
     Nats,
     /// A Redis stream with a consumer group; XACKs go through a pipeline, one for each message.
     Redis,
-    /// A RabbitMQ queue, prefetch 1,000, an ack for each delivery.
+    /// A RabbitMQ queue, an ack for each delivery.
     Rabbitmq,
 }
 
-/// As many messages are outstanding as with ackstream's own default.
-const WINDOW: usize = 1_000;
+/// As many messages are outstanding as in `bench/run` with ackstream.
+const WINDOW: usize = 10_000;
+/// Redis has no window: of so many messages is a batch that is read while the acks of the one before are on their way.
+const BATCH: usize = WINDOW / 2;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
     let Options { rival, port, count, payload } = Options::parse();
     let payload = vec![b'.'; payload];
-    let (stored, consumed) = match rival {
+    let consumed = match rival {
         Rival::Nats => nats(port, count, payload).await?,
         Rival::Redis => redis(port, count, payload).await?,
         Rival::Rabbitmq => rabbitmq(port, count, payload).await?,
     };
-    println!(
-        "{}",
-        serde_json::json!({"count": count, "stored_seconds": stored.as_secs_f64(), "consumed_seconds": consumed.as_secs_f64()})
-    );
+    println!("{}", consumed.as_secs_f64());
     Ok(())
 }
 
-async fn nats(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Duration), Failure> {
+/// Tells how long storing took, and waits to be told to go on.
+fn stored(took: Duration) -> std::io::Result<()> {
+    println!("{}", took.as_secs_f64());
+    std::io::stdin().read_line(&mut String::new()).map(drop)
+}
+
+async fn nats(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, Failure> {
     use async_nats::jetstream::{self, consumer, stream};
     let client = async_nats::connect(format!("127.0.0.1:{port}")).await?;
     let context = jetstream::new(client);
@@ -76,7 +82,7 @@ async fn nats(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Dura
         }
     }
     answers.try_for_each(|_| async { Ok(()) }).await?;
-    let stored = began.elapsed();
+    stored(began.elapsed())?;
     let config = consumer::pull::Config {
         durable_name: Some("bench".into()),
         ack_policy: consumer::AckPolicy::Explicit,
@@ -93,10 +99,10 @@ async fn nats(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Dura
     while stream.info().await?.state.messages > 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    Ok((stored, began.elapsed()))
+    Ok(began.elapsed())
 }
 
-async fn redis(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Duration), Failure> {
+async fn redis(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, Failure> {
     use redis::streams::{StreamReadOptions, StreamReadReply};
     use redis::{AsyncCommands as _, pipe};
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}/"))?;
@@ -110,23 +116,27 @@ async fn redis(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Dur
         }
         let () = commands.query_async(&mut connection).await?;
     }
-    let stored = began.elapsed();
+    stored(began.elapsed())?;
     let began = Instant::now();
-    let options = StreamReadOptions::default().group("bench", "bench").count(WINDOW);
+    let options = StreamReadOptions::default().group("bench", "bench").count(BATCH);
+    let mut acking = connection.clone();
     let mut acked = 0;
+    let mut acks = pipe();
+    acks.cmd("PING").ignore(); // nothing is to be acked yet, and an empty pipeline is an error
     while acked < count {
-        let reply: StreamReadReply = connection.xread_options(&["bench"], &[">"], &options).await?;
-        let mut commands = pipe();
+        let read = connection.xread_options(&["bench"], &[">"], &options);
+        let (reply, ()): (StreamReadReply, ()) = futures_util::try_join!(read, acks.query_async(&mut acking))?;
+        acks = pipe();
         for message in reply.keys.iter().flat_map(|key| &key.ids) {
-            commands.xack("bench", "bench", &[message.id.as_str()]).ignore();
+            acks.xack("bench", "bench", &[message.id.as_str()]).ignore();
             acked += 1;
         }
-        let () = commands.query_async(&mut connection).await?;
     }
-    Ok((stored, began.elapsed()))
+    let () = acks.query_async(&mut acking).await?;
+    Ok(began.elapsed())
 }
 
-async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, Duration), Failure> {
+async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, Failure> {
     use lapin::options::{
         BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, QueueDeclareOptions,
     };
@@ -153,7 +163,7 @@ async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, 
     for confirm in confirms {
         confirm.await?;
     }
-    let stored = began.elapsed();
+    stored(began.elapsed())?;
     channel.basic_qos(WINDOW as u16, BasicQosOptions::default()).await?;
     let began = Instant::now();
     let mut deliveries = channel
@@ -172,5 +182,5 @@ async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<(Duration, 
         )
         .await?;
     assert_eq!(left.message_count(), 0);
-    Ok((stored, began.elapsed()))
+    Ok(began.elapsed())
 }

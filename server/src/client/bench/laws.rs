@@ -1,4 +1,4 @@
-//! What the server itself says of a load: its counts before and after, as its metrics tell them, and whether both laws hold.
+//! What the server itself says after a load: its counts, as its metrics tell them, and whether both laws hold.
 
 use std::collections::BTreeMap;
 use std::fmt;

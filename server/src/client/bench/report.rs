@@ -17,7 +17,7 @@ use super::{Options, Outcome};
 /// The shares of all latencies that are told: a half, and what is seldom.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// How long the parts of a load took, from the moment at which all streams were open.
+/// How long the parts of a load took, from its beginning.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Times {
     /// Until the last publish had its answer.
