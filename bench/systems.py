@@ -26,6 +26,8 @@ BENCH = TARGET / "bench" / "release"
 
 STARTED_WITHIN = 30.0
 """Seconds that a server may take to listen; RabbitMQ needs several."""
+ANSWERED_WITHIN = 60.0
+"""Seconds that a program of this folder may take for one answer."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 Json = dict[str, Any]
@@ -275,7 +277,10 @@ def ask(process: "subprocess.Popen[str]", question: str | None = None) -> Any:
     if question is not None:
         process.stdin.write(f"{question}\n")
         process.stdin.flush()
+    impatience = threading.Timer(ANSWERED_WITHIN, process.kill)
+    impatience.start()
     answer = process.stdout.readline()
+    impatience.cancel()
     if not answer:
-        raise RuntimeError(f"{process.args!r} ended with {process.wait()}")
+        raise RuntimeError(f"{process.args!r} ended with {process.wait()} or was silent for {ANSWERED_WITHIN:.0f} s")
     return json.loads(answer)

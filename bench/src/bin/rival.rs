@@ -38,6 +38,8 @@ enum Rival {
 
 /// As many messages are outstanding as in `bench/run` with ackstream.
 const WINDOW: usize = 10_000;
+/// Publishes that wait for their answer; the client of NATS allows no more than some thousand.
+const UNANSWERED: usize = 1_000;
 /// Redis has no window: of so many messages is a batch that is read while the acks of the one before are on their way.
 const BATCH: usize = WINDOW / 2;
 
@@ -77,7 +79,7 @@ async fn nats(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, Failu
     let mut answers = futures_util::stream::FuturesUnordered::new();
     for _ in 0..count {
         answers.push(context.publish("bench", payload.clone()).await?.into_future());
-        while answers.len() >= WINDOW {
+        while answers.len() >= UNANSWERED {
             answers.try_next().await?;
         }
     }
@@ -109,9 +111,9 @@ async fn redis(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, Fail
     let mut connection = client.get_multiplexed_async_connection().await?;
     let () = connection.xgroup_create_mkstream("bench", "bench", "0").await?;
     let began = Instant::now();
-    for first in (0..count).step_by(WINDOW) {
+    for first in (0..count).step_by(UNANSWERED) {
         let mut commands = pipe();
-        for _ in first..(first + WINDOW as u64).min(count) {
+        for _ in first..(first + UNANSWERED as u64).min(count) {
             commands.xadd("bench", "*", &[("payload", payload.as_slice())]).ignore();
         }
         let () = commands.query_async(&mut connection).await?;
@@ -154,7 +156,7 @@ async fn rabbitmq(port: u16, count: u64, payload: Vec<u8>) -> Result<Duration, F
         confirms.push_back(
             channel.basic_publish("".into(), "bench".into(), options, &payload, BasicProperties::default()).await?,
         );
-        if confirms.len() >= WINDOW
+        if confirms.len() >= UNANSWERED
             && let Some(confirm) = confirms.pop_front()
         {
             confirm.await?;
