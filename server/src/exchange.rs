@@ -7,6 +7,7 @@
 //!  server's frames ◀──────── outgoing (a stream that tonic polls) ─ pulls the next delivery
 //! ```
 
+mod acks;
 mod codec;
 mod frames;
 mod incoming;
@@ -30,6 +31,7 @@ use crate::listener::Connection;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
 
+pub use acks::BatchingAcks;
 pub use codec::{Frame, FrameCodec};
 
 /// How the server ends the streams that are open.

@@ -16,7 +16,7 @@ use crate::broker::{Broker, Topic};
 use crate::clock::Clock;
 use crate::dead_letters::DeadLetters;
 use crate::endpoint::Endpoint;
-use crate::exchange::{DEFAULT_NAME, Ending, Exchange, StreamLimits};
+use crate::exchange::{BatchingAcks, DEFAULT_NAME, Ending, Exchange, StreamLimits};
 use crate::proto::message_stream_server::MessageStreamServer;
 use crate::services;
 use crate::subscription::Subscription;
@@ -139,7 +139,7 @@ impl Server {
         let (ending, ended) = watch::channel(None);
         let exchange = Exchange::new(Arc::clone(&broker), clock, settings.limits, ended);
         let max_frame = usize::try_from(settings.max_message_bytes + FRAME_OVER_MESSAGE).unwrap_or(usize::MAX);
-        let exchange = MessageStreamServer::new(exchange).max_decoding_message_size(max_frame);
+        let exchange = BatchingAcks(MessageStreamServer::new(exchange).max_decoding_message_size(max_frame));
         let (health, health_service) = tonic_health::server::health_reporter();
         let routes = services::reflection().add_service(exchange).add_service(health_service).prepare();
         let calls = Arc::new(Calls::default());

@@ -49,6 +49,9 @@ struct Options {
     /// Frames have a trace context.
     #[arg(long)]
     traced: bool,
+    /// Each message has a payload of its own, that is in memory before the first is sent; without it all share one.
+    #[arg(long)]
+    stored: bool,
     /// Worker threads; 0 = one thread for everything.
     #[arg(long, default_value_t = 0)]
     workers: usize,
@@ -69,8 +72,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 async fn serve(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
-    println!("{}", listener.local_addr()?);
     let service = MessageStreamServer::new(Raw { shared: Arc::new(Shared::new(options)) });
+    println!("{}", listener.local_addr()?);
     let incoming = TcpListenerStream::new(listener);
     // tonic sets TCP_NODELAY only on what it has accepted itself.
     let incoming =
@@ -81,7 +84,8 @@ async fn serve(options: Options) -> Result<(), Box<dyn std::error::Error>> {
 struct Shared {
     options: Options,
     next: AtomicU64,
-    payload: Bytes,
+    /// One for all messages, or one for each.
+    payloads: Vec<Bytes>,
     /// Where latencies are measured, when each message was handed over.
     sent: Option<Mutex<Vec<Instant>>>,
     latency: Mutex<Histogram<{ ACK_EDGES.len() }>>,
@@ -90,8 +94,9 @@ struct Shared {
 impl Shared {
     fn new(options: Options) -> Self {
         let sent = options.rate.map(|_| Mutex::new(vec![Instant::now(); options.count as usize + 1]));
-        let payload = Bytes::from(vec![b'.'; options.payload]);
-        Self { options, next: AtomicU64::new(1), payload, sent, latency: Mutex::new(Histogram::new(&ACK_EDGES)) }
+        let payloads = if options.stored { options.count } else { 1 };
+        let payloads = (0..payloads).map(|_| Bytes::from(vec![b'.'; options.payload])).collect();
+        Self { options, next: AtomicU64::new(1), payloads, sent, latency: Mutex::new(Histogram::new(&ACK_EDGES)) }
     }
 
     fn handed_over(&self, id: u64) {
@@ -214,7 +219,7 @@ impl Frames {
         DataMessage {
             id,
             timestamp: Some(self.now),
-            payload: self.shared.payload.clone(),
+            payload: self.shared.payloads[id as usize % self.shared.payloads.len()].clone(),
             requires_ack: true,
             delivery_attempt: 1,
             trace_context: if self.shared.options.traced { TRACEPARENT.to_owned() } else { String::new() },

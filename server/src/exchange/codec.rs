@@ -1,9 +1,9 @@
 //! How frames become bytes. A delivery is written straight from the message that all of its subscriptions share, in the bytes that
 //! prost would write for a `DataMessage` of it, without making one: that would cost three allocations and a second pass for the
-//! lengths. A single ack is read without prost's detours, for the same reason. Every other frame is prost's.
+//! lengths. Every other frame is prost's.
 
 use ackstream_core::Delivery;
-use bytes::{Buf, BufMut};
+use bytes::BufMut;
 use prost::Message as _;
 use prost::encoding::{encode_varint, encoded_len_varint};
 use tonic::Status;
@@ -11,8 +11,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::exchange::frames::timestamp;
 use crate::message::Message;
-use crate::proto::stream_message::Kind;
-use crate::proto::{AckMessage, StreamMessage};
+use crate::proto::StreamMessage;
 use crate::telemetry::TRACEPARENT_LENGTH;
 
 /// What the server sends.
@@ -44,8 +43,9 @@ const LENGTH_DELIMITED: u8 = 2;
 
 // Fields of a `StreamMessage`,
 const DATA: u8 = key(3, LENGTH_DELIMITED);
-const ACK: u8 = key(4, LENGTH_DELIMITED);
+pub(super) const ACK: u8 = key(4, LENGTH_DELIMITED);
 const DATA_BATCH: u8 = key(7, LENGTH_DELIMITED);
+pub(super) const ACK_BATCH: u8 = key(8, LENGTH_DELIMITED);
 // of a `DataBatch`,
 const MESSAGES: u8 = key(1, LENGTH_DELIMITED);
 // of a `DataMessage`,
@@ -58,8 +58,10 @@ const TRACE_CONTEXT: u8 = key(7, LENGTH_DELIMITED);
 // of a `Timestamp`,
 const SECONDS: u8 = key(1, VARINT);
 const NANOS: u8 = key(2, VARINT);
-// and of an `AckMessage`.
-const ACK_ID: u8 = key(1, VARINT);
+// of an `AckMessage`,
+pub(super) const ACK_ID: u8 = key(1, VARINT);
+// and of an `AckBatch`.
+pub(super) const ACK_IDS: u8 = key(1, LENGTH_DELIMITED);
 
 /// What a `DataMessage` has before its payload's bytes, or behind them and before its attributes. It is written here first, since
 /// the buffer of a connection asks for room with every piece.
@@ -180,26 +182,6 @@ impl Frame {
     }
 }
 
-/// The id of an ack that names nothing else: a frame as short as most clients send it.
-fn lone_ack(frame: &[u8]) -> Option<u64> {
-    let [ACK, length, ACK_ID, id @ ..] = frame else { return None };
-    if usize::from(*length) != id.len() + 1 {
-        return None;
-    }
-    let (mut value, mut shift) = (0, 0);
-    for (place, &byte) in id.iter().enumerate() {
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return (place + 1 == id.len()).then_some(value);
-        }
-        shift += 7;
-        if shift > 56 {
-            return None; // an id beyond 2^63: prost knows what is allowed
-        }
-    }
-    None
-}
-
 /// The codec of `Exchange` on the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameCodec;
@@ -234,11 +216,6 @@ impl Decoder for FrameCodec {
     type Error = Status;
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<StreamMessage>, Status> {
-        let whole = frame.chunk().len() == frame.remaining();
-        if let Some(ack_id) = lone_ack(frame.chunk()).filter(|_| whole) {
-            frame.advance(frame.remaining());
-            return Ok(Some(StreamMessage { kind: Some(Kind::Ack(AckMessage { ack_id, ..AckMessage::default() })) }));
-        }
         // The code and the sentence of tonic's own codec.
         StreamMessage::decode(frame).map(Some).map_err(|error| Status::internal(error.to_string()))
     }
@@ -251,6 +228,7 @@ mod tests {
     use ackstream_core::{MessageId, Time};
 
     use super::*;
+    use crate::proto::stream_message::Kind;
     use crate::proto::{DataBatch, DataMessage};
 
     const TRACEPARENT: &[u8; TRACEPARENT_LENGTH] = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -316,37 +294,5 @@ mod tests {
     fn a_batch_is_written_as_prost_would() {
         let (pushes, messages) = shapes().into_iter().unzip();
         assert_eq!(written(&Frame::DataBatch(pushes)), by_prost(Kind::DataBatch(DataBatch { messages })));
-    }
-
-    #[test]
-    fn every_ack_is_read_as_prost_would() {
-        for ack_id in (0..64).map(|bit| 1 << bit).chain([0, 127, 128, 300, u64::MAX]) {
-            for (delivery_attempt, message_id) in [(None, 0), (Some(3), 0), (None, 5)] {
-                let ack = AckMessage { ack_id, delivery_attempt, message_id, timestamp: None };
-                let bytes = by_prost(Kind::Ack(ack));
-                let is_lone = (1..1 << 56).contains(&ack_id) && delivery_attempt.is_none() && message_id == 0;
-                let read = lone_ack(&bytes);
-                assert!(read.is_none_or(|id| id == ack_id) && read.is_some() >= is_lone, "{ack:?}: {read:?}");
-                assert!(read.is_none() || (delivery_attempt.is_none() && message_id == 0), "{ack:?}: {read:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_only_begins_like_an_ack_is_none() {
-        let malformed: [&[u8]; 9] = [
-            &[],
-            &[ACK],
-            &[ACK, 2],
-            &[ACK, 2, ACK_ID],
-            &[ACK, 2, ACK_ID, 0x80],
-            &[ACK, 3, ACK_ID, 5],
-            &[ACK, 1, ACK_ID, 5],
-            &[ACK, 3, ACK_ID, 5, 5],
-            &[ACK, 12, ACK_ID, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1],
-        ];
-        for frame in malformed {
-            assert_eq!(lone_ack(frame), None, "{frame:?}");
-        }
     }
 }
