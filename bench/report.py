@@ -62,6 +62,12 @@ def ratio(name: str, samples: Samples) -> float | None:
     return statistics.median(ratios)
 
 
+def colour(system: str) -> str:
+    if "raw" in system:
+        return "#999999"
+    return "#2a7f62" if system.startswith("ackstream") else "#c9772b"
+
+
 def is_raw(name: str) -> bool:
     return name.rpartition(" | ")[2].startswith("raw")
 
@@ -85,17 +91,16 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    colours = {"raw": "#999999", "ackstream": "#2a7f62"}
     for part, samples in found.items():
         if part.startswith("throughput"):
             names = list(samples)[::-1]
             middles = [statistics.median(samples[name]["messages a second"]) for name in names]
             figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.1), layout="constrained")
-            shades = [colours.get(name.split(",")[0].split()[0], "#c9772b") for name in names]
-            bars = axes.barh(names, middles, color=shades)
+            bars = axes.barh(names, middles, color=[colour(name) for name in names])
             axes.bar_label(bars, [number(value) for value in middles], padding=4)
             title = part.replace("throughput", "One consumer, each message acked by itself")
-            axes.set(title=f"{title}: messages a second", xmargin=0.12)
+            figure.suptitle(f"{title}: messages a second")
+            axes.set(xmargin=0.12)
             axes.spines[["top", "right"]].set_visible(False)
             figure.savefig(folder / f"{part.replace(', ', '-').replace(' ', '')}.png", dpi=110)
             plt.close(figure)
@@ -110,10 +115,9 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
             for system in dict.fromkeys(name.rpartition(" | ")[2] for name in found[part]):
                 cases = [name for name in found[part] if name.endswith(f" | {system}")]
                 middles = [statistics.median(found[part][name]["messages a second"]) / 1e6 for name in cases]
-                colour = colours[system.split(",")[0].split()[0]]
                 places_of = [int(name.split(" | ")[0]) for name in cases]
                 style = "--" if system.endswith("threads") else "-"
-                axes.plot(places_of, middles, style, marker="o", label=system, color=colour)
+                axes.plot(places_of, middles, style, marker="o", label=system, color=colour(system))
             axes.set(xscale="log", xlabel=part, ylim=(0, 1.08 * highest))
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
@@ -125,10 +129,10 @@ def plot(found: dict[str, Samples], folder: Path) -> None:
         core = found["the core alone"]
         figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
         below = [0.0] * len(core)
-        for step, colour in (("accept ns", "#8fbfae"), ("deliver ns", "#4d9f80"), ("ack ns", "#2a7f62")):
+        for step, shade in (("accept ns", "#8fbfae"), ("deliver ns", "#4d9f80"), ("ack ns", "#2a7f62")):
             heights = [statistics.median(values[step]) for values in core.values()]
             axes.bar(
-                [f"{int(name):,}" for name in core], heights, bottom=below, label=step.removesuffix(" ns"), color=colour
+                [f"{int(name):,}" for name in core], heights, bottom=below, label=step.removesuffix(" ns"), color=shade
             )
             below = [low + height for low, height in zip(below, heights, strict=True)]
         axes.set(title="The core alone: ns a message", xlabel="messages outstanding")
