@@ -16,6 +16,7 @@ pub use keys::{DEMO_COUNT, KEYS, Key, Of};
 pub use layers::{Flag, Layers};
 
 use crate::address::Listen;
+use crate::connection::ConnectionLimits;
 use crate::exchange::{DEFAULT_NAME, StreamLimits};
 use crate::generator::Plan;
 use crate::logging::LogFormat;
@@ -101,7 +102,13 @@ impl Config {
             max_streams: values.at_least_one("max_streams", values::number::<u32>) as usize,
             max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
             max_outstanding_bytes: values.at_least_one("max_outstanding_bytes", values::bytes),
+            consumer_stuck_after: values.between(
+                "consumer_stuck_after",
+                Duration::from_secs(1),
+                Duration::from_hours(1),
+            ),
         };
+        let connections = connection_limits(&mut values);
         let drain_timeout = values.get("drain_timeout", values::duration);
         if drain_timeout > Duration::from_hours(1) {
             values.must("drain_timeout", "at most 1h");
@@ -120,6 +127,7 @@ impl Config {
             topics,
             max_message_bytes,
             limits,
+            connections,
             log_lines: LineLimits { per_second: values.get("log_lines_per_second", values::number), summary_interval },
             traces: None, // the standard variables of OpenTelemetry say how
             traces_per_second: values.get("traces_per_second", values::number),
@@ -143,6 +151,28 @@ impl Config {
             config.metrics_listen
         };
         values.finish().map(|()| Self { listen, metrics_listen, ..config })
+    }
+}
+
+fn connection_limits(values: &mut Values<'_>) -> ConnectionLimits {
+    let (instant, minute, hour) = (Duration::from_millis(100), Duration::from_mins(1), Duration::from_hours(1));
+    let max_age = values.get("max_connection_age", values::duration_or_off);
+    if max_age.is_some_and(|age| age < Duration::from_secs(1)) {
+        values.must("max_connection_age", "at least 1s, or \"off\"");
+    }
+    ConnectionLimits {
+        max_connections: values.at_least_one("max_connections", values::number::<u32>) as usize,
+        max_connections_per_address: values.at_least_one("max_connections_per_address", values::number::<u32>) as usize,
+        handshake_timeout: values.between("handshake_timeout", instant, minute),
+        tcp_user_timeout: values.between("tcp_user_timeout", Duration::from_secs(1), hour),
+        keepalive_interval: values.between("keepalive_interval", Duration::from_secs(1), hour),
+        keepalive_timeout: values.between("keepalive_timeout", instant, hour),
+        max_age,
+        age_grace: values.between("max_connection_age_grace", Duration::ZERO, hour),
+        max_streams: values.at_least_one("max_streams_per_connection", values::number),
+        max_header_bytes: values.size_between("max_header_bytes", 1 << 10, 1 << 20),
+        max_frame_bytes: values.size_between("max_frame_bytes", 16 << 10, 1 << 20),
+        send_buffer_bytes: values.size_between("send_buffer_bytes", 16 << 10, 64 << 20) as usize,
     }
 }
 

@@ -16,18 +16,19 @@ mod session;
 mod status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::broker::Broker;
 use crate::clock::Clock;
+use crate::connection::Connection;
 pub(crate) use crate::exchange::incoming::DEFAULT_NAME;
 use crate::exchange::incoming::Incoming;
 use crate::exchange::outgoing::Outgoing;
 use crate::exchange::session::Session;
 use crate::exchange::status::Refused;
-use crate::listener::Connection;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
 
@@ -52,6 +53,8 @@ pub struct StreamLimits {
     pub max_outstanding_messages: u32,
     /// The most bytes that a consumer may have outstanding, whatever it asks for.
     pub max_outstanding_bytes: u64,
+    /// A consumer that takes nothing of what is due to it for so long, and sends nothing, is stuck.
+    pub consumer_stuck_after: Duration,
 }
 
 /// The service `ackstream.v1.MessageStream`.
@@ -83,7 +86,8 @@ impl MessageStream for Exchange {
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| Refused::TooManyStreams { max: self.limits.max_streams })?;
-        let connection = request.extensions().get::<Connection>().cloned().unwrap_or_default();
+        let connection =
+            request.extensions().get::<Connection>().cloned().expect("every request has come on a connection");
         let session = Arc::new(Session::new());
         let incoming = Incoming {
             frames: request.into_inner(),

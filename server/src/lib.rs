@@ -9,6 +9,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod dead_letters;
 pub mod endpoint;
 pub mod exchange;

@@ -1,68 +1,81 @@
-//! The accept loop: every connection is served by hyper's HTTP/2 in a task of its own, with tonic's routes inside. It is ours, because
-//! tonic's server can neither refuse a connection nor end one whose reader is stuck.
+//! The accept loop: whoever connects is served in a task of its own, or closed at once where too many are connected.
 
+use std::collections::HashMap;
 use std::io;
-use std::pin::pin;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use crate::telemetry::CountedRoutes;
+use crate::connection::{ConnectionLimits, Connections};
+use crate::telemetry::ConnectionRefusal;
 use crate::workers::Workers;
 
-/// An HTTP/2 ping goes to a silent client this often, and one that does not answer in time has gone: a host that vanished, or a
-/// process that was stopped, gives back what it holds within half a minute.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-/// How long the answer to a ping may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the loop waits after the system has refused a connection, for example because no file descriptor is left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long the loop waits after the system has refused a connection, for example because no file descriptor is left,
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// and how long when it goes on refusing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts connections until `stop`; what is open goes on in tasks of `connections`, which run on the `workers`.
+/// Accepts connections until `stop`; what is open goes on in `tasks`, which run on the `workers`.
 pub async fn accept(
     listener: TcpListener,
-    routes: CountedRoutes,
+    connections: Connections,
     stop: CancellationToken,
-    connections: TaskTracker,
+    tasks: TaskTracker,
     workers: Arc<Workers>,
 ) {
+    let admission = Arc::new(Admission::new(connections.limits()));
+    let mut pause = SHORTEST_PAUSE;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, peer)) => {
-                let _ = stream.set_nodelay(true); // a connection that is gone already says so when it is read
-                let (routes, stop) = (routes.clone(), stop.clone());
-                let (runtime, place) = workers.assign();
-                let serve = async move {
-                    let served = match move_here(stream) {
-                        Ok(stream) => serve_connection(stream, routes, stop).await.map_err(|error| error.to_string()),
-                        Err(error) => Err(error.to_string()),
-                    };
-                    if let Err(error) = served {
-                        debug!(%peer, error, "connection ends");
-                    }
-                    drop(place);
-                };
-                connections.spawn_on(serve, runtime);
-            }
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
+                continue;
             }
-        }
+        };
+        pause = SHORTEST_PAUSE;
+        let admitted = match admission.admit(peer.ip()) {
+            Ok(admitted) => admitted,
+            Err(why) => {
+                connections.counts().count_refused(why);
+                debug!(%peer, ?why, "connection refused");
+                continue;
+            }
+        };
+        prepare(&stream, connections.limits());
+        let (connections, stop) = (connections.clone(), stop.clone());
+        let (runtime, place) = workers.assign();
+        let serve = async move {
+            let served = match move_here(stream) {
+                Ok(stream) => connections.serve(stream, stop).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = served {
+                debug!(%peer, error, "connection ends");
+            }
+            drop((admitted, place));
+        };
+        tasks.spawn_on(serve, runtime);
     }
+}
+
+/// Sets what the system does for a connection. One that is gone already says so when it is read.
+fn prepare(stream: &TcpStream, limits: &ConnectionLimits) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(limits.tcp_user_timeout));
 }
 
 /// A socket waits with the runtime on which it was made: from here on with this one.
@@ -70,61 +83,97 @@ fn move_here(stream: TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(stream.into_std()?)
 }
 
-/// Serves one connection until it ends. After `stop` it takes no new streams and ends with its last one.
-///
-/// # Errors
-///
-/// How the connection broke.
-pub async fn serve_connection(
-    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    routes: CountedRoutes,
-    stop: CancellationToken,
-) -> Result<(), hyper::Error> {
-    let handle = Connection::default();
-    let closed = handle.clone();
-    let service = service_fn(move |mut request: http::Request<Incoming>| {
-        request.extensions_mut().insert(handle.clone());
-        routes.clone().serve(request.map(|body| body.map_err(|_| StreamBroken)))
-    });
-    let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    http2
-        .timer(hyper_util::rt::TokioTimer::new())
-        .keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let mut connection = pin!(http2.serve_connection(TokioIo::new(io), service));
-    let until_stopped = async {
-        tokio::select! {
-            result = &mut connection => return result,
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await
-    };
-    tokio::select! {
-        result = until_stopped => result,
-        () = closed.0.cancelled() => Ok(()),
-    }
-}
-
-/// A handle on the connection of a request, in the request's extensions.
-#[derive(Clone, Debug, Default)]
-pub struct Connection(CancellationToken);
-
-impl Connection {
-    /// Closes the connection at once, with all its streams.
-    pub fn close(&self) {
-        self.0.cancel();
-    }
-}
-
-/// The client reset its stream, or its connection is gone. It stands for hyper's own error, in which tonic would find a reset with
-/// CANCEL and make a clean end of the requests of it; but a consumer whose stream broke has not left cleanly.
+/// Who may connect: how many connections are open, in all and from each address.
 #[derive(Debug)]
-struct StreamBroken;
+struct Admission {
+    max: usize,
+    max_per_address: usize,
+    open: Mutex<Open>,
+}
 
-impl std::fmt::Display for StreamBroken {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the client has gone without closing its stream")
+#[derive(Debug, Default)]
+struct Open {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Admission {
+    fn new(limits: &ConnectionLimits) -> Self {
+        let ConnectionLimits { max_connections: max, max_connections_per_address: max_per_address, .. } = *limits;
+        Self { max, max_per_address, open: Mutex::default() }
+    }
+
+    /// Lets one more connection in, until what is returned is dropped.
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Admitted, ConnectionRefusal> {
+        let address = address.to_canonical(); // an IPv4 address is the same one on a socket of both families
+        let mut open = self.open.lock().expect("a panic ends the process");
+        let Open { all, by_address } = &mut *open;
+        if *all >= self.max {
+            return Err(ConnectionRefusal::TooMany);
+        }
+        if by_address.get(&address).is_some_and(|&open| open >= self.max_per_address) {
+            return Err(ConnectionRefusal::TooManyOfAddress);
+        }
+        *all += 1;
+        *by_address.entry(address).or_default() += 1;
+        Ok(Admitted { admission: Arc::clone(self), address })
     }
 }
 
-impl std::error::Error for StreamBroken {}
+/// A connection that is among the open ones.
+#[derive(Debug)]
+struct Admitted {
+    admission: Arc<Admission>,
+    address: IpAddr,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut open = self.admission.open.lock().expect("a panic ends the process");
+        open.all -= 1;
+        if let Some(left) = open.by_address.get_mut(&self.address) {
+            *left -= 1;
+            if *left == 0 {
+                open.by_address.remove(&self.address); // addresses come and go without bound
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admission(max: usize, max_per_address: usize) -> Arc<Admission> {
+        Arc::new(Admission { max, max_per_address, open: Mutex::default() })
+    }
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("it is one")
+    }
+
+    #[test]
+    fn no_address_has_more_connections_than_it_may() {
+        let admission = admission(10, 2);
+        let open = [admission.admit(address("192.0.2.1")), admission.admit(address("::ffff:192.0.2.1"))];
+        assert!(open.iter().all(Result::is_ok));
+        assert_eq!(admission.admit(address("192.0.2.1")).err(), Some(ConnectionRefusal::TooManyOfAddress));
+        assert!(admission.admit(address("192.0.2.2")).is_ok(), "another one may");
+    }
+
+    #[test]
+    fn no_more_connections_are_open_than_may_be() {
+        let admission = admission(2, 2);
+        let _open = [admission.admit(address("192.0.2.1")), admission.admit(address("192.0.2.2"))];
+        assert_eq!(admission.admit(address("192.0.2.3")).err(), Some(ConnectionRefusal::TooMany));
+    }
+
+    #[test]
+    fn a_place_is_given_again_and_an_address_without_connections_is_forgotten() {
+        let admission = admission(1, 1);
+        let first = admission.admit(address("192.0.2.1"));
+        drop(first);
+        assert!(admission.open.lock().expect("it is whole").by_address.is_empty());
+        assert!(admission.admit(address("192.0.2.1")).is_ok());
+    }
+}

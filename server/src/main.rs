@@ -114,6 +114,7 @@ fn block_on(mut runtime: Builder, task: impl Future<Output = Exit>) -> Exit {
 }
 
 async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
+    process::raise_descriptor_limit();
     let log = logging::start(config.log_format, config.log_level);
     let mut signals = match Signals::take_over() {
         Ok(signals) => signals,
@@ -147,7 +148,7 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
     let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
     connections.spawn(listener::accept(
         listener,
-        server.routes(),
+        server.connections().clone(),
         stop.clone(),
         connections.clone(),
         Arc::clone(&workers),

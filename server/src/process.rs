@@ -40,6 +40,17 @@ impl Signals {
     }
 }
 
+/// Lets this process have as many files and sockets open as the system allows it at all: the usual soft limit of 1,024 is for programs
+/// that use `select`.
+pub fn raise_descriptor_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }); // where it is refused, fewer connections are accepted
+    }
+}
+
 /// A panic is a bug of ours, and what it interrupted is in no known state: the process ends.
 pub fn fail_stop() {
     let tell = std::panic::take_hook();

@@ -14,6 +14,7 @@ use tracing::info;
 
 use crate::broker::{Broker, Topic};
 use crate::clock::Clock;
+use crate::connection::{ConnectionLimits, Connections};
 use crate::dead_letters::DeadLetters;
 use crate::endpoint::Endpoint;
 use crate::exchange::{BatchingAcks, DEFAULT_NAME, Ending, Exchange, StreamLimits};
@@ -21,7 +22,8 @@ use crate::proto::message_stream_server::MessageStreamServer;
 use crate::services;
 use crate::subscription::Subscription;
 use crate::telemetry::{
-    Calls, CountedRoutes, Exporter, LineLimits, Lines, Metrics, Progress, TraceCounts, TraceSettings, Traces, Watch,
+    Calls, ConnectionCounts, CountedRoutes, Exporter, LineLimits, Lines, Metrics, Progress, TraceCounts, TraceSettings,
+    Traces, Watch,
 };
 
 /// A frame may be larger than a message by so much: batches of publishes come in one.
@@ -46,6 +48,8 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// What its streams may ask for.
     pub limits: StreamLimits,
+    /// What connections may do.
+    pub connections: ConnectionLimits,
     /// How many log lines there may be about single messages of one subscription.
     pub log_lines: LineLimits,
     /// How to trace messages; `None` = not at all.
@@ -95,7 +99,7 @@ impl Settings {
 pub struct Server {
     broker: Arc<Broker>,
     progress: Arc<Progress>,
-    routes: CountedRoutes,
+    connections: Connections,
     ending: watch::Sender<Option<Ending>>,
     health: HealthReporter,
     /// Whose health can be asked for: every service, and by the empty name the server.
@@ -143,14 +147,16 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         let routes = services::reflection().add_service(exchange).add_service(health_service).prepare();
         let calls = Arc::new(Calls::default());
-        let metrics = Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts));
-        let routes = CountedRoutes::new(routes, calls);
+        let counts = Arc::new(ConnectionCounts::default());
+        let metrics =
+            Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts), Arc::clone(&counts));
+        let connections = Connections::new(CountedRoutes::new(routes, calls), settings.connections, counts);
         let endpoint = Endpoint::new(metrics);
         let health_names = std::iter::once(String::new()).chain(services::names()).collect();
         let server = Self {
             broker,
             progress,
-            routes,
+            connections,
             ending,
             health,
             health_names,
@@ -163,9 +169,9 @@ impl Server {
         Ok(server)
     }
 
-    /// The gRPC services, for one connection.
-    pub fn routes(&self) -> CountedRoutes {
-        self.routes.clone()
+    /// What serves connections.
+    pub const fn connections(&self) -> &Connections {
+        &self.connections
     }
 
     /// What answers to HTTP: the metrics, and whether the server is ready.

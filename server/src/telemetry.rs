@@ -3,6 +3,7 @@
 
 mod calls;
 mod catalogue;
+mod connection_counts;
 mod exposition;
 pub mod histogram;
 mod lines;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use ackstream_core::{ConsumerId, Event, Observer};
 
 pub use calls::{Calls, CountedBody, CountedRoutes, MethodCalls};
+pub use connection_counts::{ConnectionClosing, ConnectionCounts, ConnectionRefusal, OpenConnection};
 pub use exposition::{Exposition, Snapshot};
 pub use lines::{LineLimits, Lines};
 pub use metrics::Metrics;

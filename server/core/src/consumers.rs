@@ -198,6 +198,14 @@ impl Consumers {
         }
     }
 
+    /// Whether a consumer with room for a message of `size` bytes should come for it, and has not.
+    pub(crate) fn is_expected(&self, id: ConsumerId, size: u32) -> bool {
+        self.get(id).is_some_and(|consumer| match consumer.demand {
+            Demand::Busy | Demand::Woken { .. } => consumer.has_room(size),
+            Demand::Waiting { .. } | Demand::Full { .. } => false,
+        })
+    }
+
     /// Whether somebody has room, but had too little for what was next.
     pub(crate) fn any_short_of_bytes(&self) -> bool {
         !self.short_of_bytes.is_empty()

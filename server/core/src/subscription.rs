@@ -358,6 +358,12 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.consumers.waiting_and_full()
     }
 
+    /// Whether a message is ready for this consumer, which has room for it and does not come: it was woken, or has taken its last
+    /// delivery and not asked again. Who waits for its turn is not awaited.
+    pub fn is_awaited(&self, consumer: ConsumerId) -> bool {
+        self.next_size().is_some_and(|size| self.consumers.is_expected(consumer, size))
+    }
+
     /// Whether it is draining.
     pub const fn is_draining(&self) -> bool {
         self.draining

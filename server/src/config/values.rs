@@ -80,6 +80,25 @@ impl<'a> Values<'a> {
         value
     }
 
+    /// A length of time, from the shortest to the longest that makes sense.
+    pub(super) fn between(&mut self, key: &'static str, least: Duration, most: Duration) -> Duration {
+        let value = self.get(key, duration);
+        if !(least..=most).contains(&value) {
+            let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+            self.must(key, &format!("between {least} and {most}"));
+        }
+        value
+    }
+
+    /// A number of bytes, from the fewest to the most that make sense.
+    pub(super) fn size_between(&mut self, key: &'static str, least: u32, most: u32) -> u32 {
+        let value = self.get(key, bytes);
+        u32::try_from(value).ok().filter(|value| (least..=most).contains(value)).unwrap_or_else(|| {
+            self.must(key, &format!("between {} and {}", ByteSize(least.into()), ByteSize(most.into())));
+            least
+        })
+    }
+
     /// The value of a key is out of its bounds.
     pub(super) fn must(&mut self, key: &'static str, must: &str) {
         if !self.unreadable.contains(key) {
@@ -223,6 +242,13 @@ pub(super) fn show(value: &Value) -> String {
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".into())
+}
+
+pub(super) fn duration_or_off(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    duration(text).map(Some).map_err(|must| format!("{must}, or \"off\""))
 }
 
 /// No size needs to be larger (1 PiB); beyond it the parser rounds without a word.

@@ -12,12 +12,12 @@ use tracing::debug;
 
 use crate::broker::{Broker, Topic};
 use crate::clock::Clock;
+use crate::connection::Connection;
 use crate::exchange::acks::MAX_BATCH;
 use crate::exchange::frames::{Answer, from_wire, to_wire};
 use crate::exchange::session::{Receiver, Session};
 use crate::exchange::status::{MAX_CLIENT_ID, OPEN_WITHIN, Refused};
 use crate::exchange::{Ending, StreamLimits};
-use crate::listener::Connection;
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
 use crate::proto::{DataMessage, Nack, Open, Opened, StreamMessage};
@@ -30,6 +30,8 @@ const DEFAULT_OUTSTANDING_MESSAGES: u32 = 1_000;
 const DEFAULT_OUTSTANDING_BYTES: u64 = 64 << 20;
 /// How long a client may take to read the end of its stream before its connection is closed.
 const END_READ_WITHIN: Duration = Duration::from_secs(5);
+/// Whether a consumer is stuck is asked so often until it is said to be.
+const LOOKS_UNTIL_STUCK: u32 = 6;
 
 pub(super) struct Incoming {
     pub(super) frames: Streaming<StreamMessage>,
@@ -70,9 +72,15 @@ impl Incoming {
             // An error means that the server itself is gone.
             ending.wait_for(Option::is_some).await.ok().and_then(|how| *how).unwrap_or(Ending::Stopping)
         });
+        let (session, connection) = (Arc::clone(&self.session), self.connection.clone());
         let Ended { leave, how } = tokio::select! {
             biased;
             how = &mut server_ends => Ended { leave: Leave::Clean, how: how.result() },
+            () = connection.too_old() => Ended { leave: Leave::Clean, how: Err(Refused::ConnectionTooOld) },
+            after = stuck(&session, self.limits.consumer_stuck_after) => {
+                connection.count_stuck_consumer();
+                Refused::Stuck { after }.into()
+            }
             ended = self.converse() => ended,
         };
         debug!(?leave, ?how, "stream ends");
@@ -80,7 +88,7 @@ impl Incoming {
         // This task goes with the stream, as soon as its end is read. A client that does not read is not polled, and would keep it.
         tokio::time::sleep(END_READ_WITHIN).await;
         debug!("the end of a stream was not read: its connection is closed");
-        self.connection.close();
+        self.connection.close_unread();
     }
 
     async fn converse(&mut self) -> Ended {
@@ -146,6 +154,7 @@ impl Incoming {
         loop {
             match self.frames.message().await {
                 Ok(Some(frame)) => {
+                    self.session.moved();
                     if let Err(refused) = conversation.take(frame).await {
                         return refused.into();
                     }
@@ -221,6 +230,16 @@ impl Conversation {
             }
         }
     }
+}
+
+/// Returns once a consumer has taken nothing of what was due to it for so long, and has sent nothing.
+async fn stuck(session: &Session, after: Duration) -> Duration {
+    let mut looks = 0;
+    while looks < LOOKS_UNTIL_STUCK {
+        tokio::time::sleep(after / LOOKS_UNTIL_STUCK).await;
+        looks = if session.has_moved() || !session.is_awaited() { 0 } else { looks + 1 };
+    }
+    after
 }
 
 fn or_default(name: &str) -> &str {

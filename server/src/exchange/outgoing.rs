@@ -57,6 +57,7 @@ impl Stream for Outgoing {
         if this.ended {
             return Poll::Ready(None);
         }
+        this.session.moved();
         if (this.end.is_some() || !this.session.has_news())
             && let Some(frame) = this.next()
         {

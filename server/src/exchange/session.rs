@@ -26,6 +26,8 @@ pub(super) struct Session {
     state: Mutex<State>,
     /// Whether there is something that goes before deliveries; moved under the lock of the state.
     news: AtomicBool,
+    /// Whether the stream was polled or a frame has come since that was last asked.
+    moved: AtomicBool,
     /// Rings when the client has been sent answers.
     answers_sent: Notify,
 }
@@ -64,7 +66,8 @@ pub(super) enum Turn {
 
 impl Session {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::default(), news: AtomicBool::new(false), answers_sent: Notify::new() }
+        let (news, moved) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { state: Mutex::default(), news, moved, answers_sent: Notify::new() }
     }
 
     /// Opens the stream: the answer to `open`, and the subscription to attach to.
@@ -137,6 +140,22 @@ impl Session {
     /// Whether something goes before the next delivery.
     pub(super) fn has_news(&self) -> bool {
         self.news.load(Ordering::Acquire)
+    }
+
+    /// The stream was polled, or a frame has come.
+    pub(super) fn moved(&self) {
+        self.moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether either has happened since this was last asked.
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether a delivery is due to the consumer that it does not come for.
+    pub(super) fn is_awaited(&self) -> bool {
+        let receiver = self.lock().receiver.clone();
+        receiver.is_some_and(|receiver| receiver.subscription.lock().is_awaited(receiver.consumer))
     }
 
     /// What comes before any delivery. Whoever asks is woken when that may change.

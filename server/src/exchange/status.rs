@@ -1,6 +1,7 @@
 //! Every error that a client can see, and the one place where each gets its gRPC code and sentence.
 
 use std::fmt;
+use std::time::Duration;
 
 use ackstream_core::Refusal;
 use tonic::{Code, Status};
@@ -27,6 +28,10 @@ pub(super) enum Refused {
     Unreadable(Status),
     /// The client publishes and does not read the answers.
     AnswersNotRead { unsent: usize },
+    /// The consumer took nothing of what was due to it.
+    Stuck { after: Duration },
+    /// Its connection is as old as a connection may be.
+    ConnectionTooOld,
     /// Too many streams are open.
     TooManyStreams { max: usize },
     /// The server ends all streams, but not with OK.
@@ -34,7 +39,7 @@ pub(super) enum Refused {
 }
 
 /// How long the first frame may take.
-pub(super) const OPEN_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const OPEN_WITHIN: Duration = Duration::from_secs(5);
 /// The longest `client_id`, in bytes.
 pub(super) const MAX_CLIENT_ID: usize = 256;
 
@@ -48,8 +53,8 @@ impl Refused {
             | Self::ClientIdTooLong { .. }
             | Self::Unreadable(_) => Code::InvalidArgument,
             Self::Unknown(_) => Code::NotFound,
-            Self::AnswersNotRead { .. } | Self::TooManyStreams { .. } => Code::ResourceExhausted,
-            Self::Stopping => Code::Unavailable,
+            Self::AnswersNotRead { .. } | Self::Stuck { .. } | Self::TooManyStreams { .. } => Code::ResourceExhausted,
+            Self::ConnectionTooOld | Self::Stopping => Code::Unavailable,
         }
     }
 }
@@ -70,6 +75,17 @@ impl fmt::Display for Refused {
                 f,
                 "{unsent} answers to publishes wait to be read; what was published after them is not stored, send it again"
             ),
+            Self::Stuck { after } => write!(
+                f,
+                "nothing was read and nothing was sent for {} while messages were due (consumer_stuck_after); what was held is released",
+                humantime::format_duration(*after)
+            ),
+            Self::ConnectionTooOld => {
+                write!(
+                    f,
+                    "the connection has reached its age (max_connection_age); reconnect, what was held is released"
+                )
+            }
             Self::TooManyStreams { max } => write!(f, "{max} streams are open, and no more are allowed (max_streams)"),
             Self::Stopping => write!(
                 f,

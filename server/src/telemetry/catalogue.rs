@@ -82,6 +82,19 @@ pub(super) const CONTEXTS_IGNORED: Family = family(
     "ackstream_trace_contexts_ignored_total",
     "Messages published with a trace context that could not be understood.",
 );
+pub(super) const CONNECTIONS: Family = family("ackstream_connections", "Connections that are open.");
+pub(super) const CONNECTIONS_REFUSED: Family = family(
+    "ackstream_connections_refused_total",
+    "Connections closed as soon as they were accepted: too many were open, in all or from one address.",
+);
+pub(super) const CONNECTIONS_CLOSED: Family = family(
+    "ackstream_connections_closed_total",
+    "Connections that the server closed: no HTTP/2 came in time (no_preface), the end of a stream was not read, or its age was reached.",
+);
+pub(super) const CONSUMERS_STUCK: Family = family(
+    "ackstream_consumers_stuck_total",
+    "Consumers whose stream was ended because they took nothing of what was due to them, and sent nothing.",
+);
 pub(super) const BUILD_INFO: Family = family("ackstream_build_info", "What this server was built from.");
 pub(super) const HANDLED: Family =
     family("grpc_server_handled_total", "Calls that ended, by method and status; streams are counted at their end.");

@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 
 use super::calls::{CODES, Calls};
 use super::catalogue::{self as names, Family};
+use super::connection_counts::{ConnectionClosing, ConnectionCounts, ConnectionRefusal};
 use super::tally::{RETRY_ATTEMPTS, Settled, Tally};
 use super::trace_counts::TraceCounts;
 use crate::broker::{RejectReason, Rejections};
@@ -41,6 +42,7 @@ pub struct Exposition {
     streams_closed: Vec<Counter>,
     handled: Vec<Vec<Counter>>,
     traces: [Counter; 4],
+    connections: Connections,
     process: Vec<(Gauge, OfProcess)>,
 }
 
@@ -128,6 +130,7 @@ impl Exposition {
                 spans_dropped("rate_limited"),
                 register.counter(&names::CONTEXTS_IGNORED, &[]),
             ],
+            connections: Connections::new(&register),
             process: vec![
                 process(&names::OPEN_FDS, |process| process.open_fds),
                 process(&names::MAX_FDS, |process| process.max_fds),
@@ -148,6 +151,7 @@ impl Exposition {
         subscriptions: &[Snapshot],
         calls: &Calls,
         traces: &TraceCounts,
+        connections: &ConnectionCounts,
     ) -> String {
         for (series, rejections) in self.topics.iter().zip(topics) {
             for (reason, counter) in series {
@@ -169,6 +173,7 @@ impl Exposition {
         for (counter, value) in self.traces.iter().zip(traces.values()) {
             counter.absolute(value);
         }
+        self.connections.set(connections);
         let process = metrics_process::collector::collect();
         for (gauge, value) in &self.process {
             gauge.set(float(value(&process).unwrap_or_default()));
@@ -210,6 +215,40 @@ impl Exposition {
             calls.handling().render(text, names::HANDLING.name, &labels, NANOS);
         }
         text.push('\n');
+    }
+}
+
+/// The series of connections.
+struct Connections {
+    open: Gauge,
+    refused: [(ConnectionRefusal, Counter); ConnectionRefusal::ALL.len()],
+    closed: [(ConnectionClosing, Counter); ConnectionClosing::ALL.len()],
+    stuck_consumers: Counter,
+}
+
+impl Connections {
+    fn new(register: &Register) -> Self {
+        let refused =
+            |why: ConnectionRefusal| (why, register.counter(&names::CONNECTIONS_REFUSED, &[("reason", why.name())]));
+        let closed =
+            |why: ConnectionClosing| (why, register.counter(&names::CONNECTIONS_CLOSED, &[("reason", why.name())]));
+        Self {
+            open: register.gauge(&names::CONNECTIONS, &[]),
+            refused: ConnectionRefusal::ALL.map(refused),
+            closed: ConnectionClosing::ALL.map(closed),
+            stuck_consumers: register.counter(&names::CONSUMERS_STUCK, &[]),
+        }
+    }
+
+    fn set(&self, counts: &ConnectionCounts) {
+        self.open.set(float(counts.open()));
+        for (why, counter) in &self.refused {
+            counter.absolute(counts.refused(*why));
+        }
+        for (why, counter) in &self.closed {
+            counter.absolute(counts.closed(*why));
+        }
+        self.stuck_consumers.absolute(counts.stuck_consumers());
     }
 }
 

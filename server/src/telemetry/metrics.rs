@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::calls::Calls;
+use super::connection_counts::ConnectionCounts;
 use super::exposition::{Exposition, Snapshot};
 use super::trace_counts::TraceCounts;
 use crate::broker::Broker;
@@ -13,20 +14,26 @@ pub struct Metrics {
     broker: Arc<Broker>,
     calls: Arc<Calls>,
     traces: Arc<TraceCounts>,
+    connections: Arc<ConnectionCounts>,
     /// One scrape at a time: the series hold the values of one of them.
     exposition: Mutex<Exposition>,
 }
 
 impl Metrics {
-    /// The metrics of these topics and calls, and of what tracing counts.
-    pub fn new(broker: Arc<Broker>, calls: Arc<Calls>, traces: Arc<TraceCounts>) -> Self {
+    /// The metrics of these topics, calls and connections, and of what tracing counts.
+    pub fn new(
+        broker: Arc<Broker>,
+        calls: Arc<Calls>,
+        traces: Arc<TraceCounts>,
+        connections: Arc<ConnectionCounts>,
+    ) -> Self {
         let policies: Vec<_> = broker
             .subscriptions()
             .map(|(topic, subscription)| (topic.name(), subscription.name(), subscription.lock().policy().clone()))
             .collect();
         let subscriptions = policies.iter().map(|(topic, subscription, policy)| (*topic, *subscription, policy));
         let exposition = Exposition::new(broker.topics().map(|topic| topic.name()), subscriptions, &calls);
-        Self { broker, calls, traces, exposition: Mutex::new(exposition) }
+        Self { broker, calls, traces, connections, exposition: Mutex::new(exposition) }
     }
 
     /// What tracing counts of itself.
@@ -40,7 +47,7 @@ impl Metrics {
         let mut exposition = self.exposition.lock().expect("a panic ends the process");
         let snapshots: Vec<_> = self.broker.subscriptions().map(|(_, subscription)| snapshot(subscription)).collect();
         let rejections: Vec<_> = self.broker.topics().map(|topic| topic.rejections()).collect();
-        exposition.render(&rejections, &snapshots, &self.calls, &self.traces)
+        exposition.render(&rejections, &snapshots, &self.calls, &self.traces, &self.connections)
     }
 }
 

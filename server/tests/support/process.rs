@@ -1,6 +1,6 @@
 //! The binary as a child process.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
@@ -78,6 +78,25 @@ impl Process {
     pub(crate) fn signal(&self, name: &str) {
         let killed = Command::new("kill").args([name, &self.child.id().to_string()]).status().expect("kill runs");
         assert!(killed.success());
+    }
+
+    /// Its memory in RAM, in bytes.
+    #[allow(dead_code, reason = "not all tests look")]
+    pub(crate) fn rss(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let kibibytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        kibibytes.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    /// The value of one series, with its labels as the page writes them.
+    #[allow(dead_code, reason = "not all tests look")]
+    pub(crate) fn metric(&self, series: &str) -> u64 {
+        let mut connection = std::net::TcpStream::connect(self.metrics).expect("it serves metrics");
+        connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
+        let mut page = String::new();
+        connection.read_to_string(&mut page).expect("UTF-8");
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.expect("the page has the series").parse().expect("a whole number")
     }
 
     /// Everything that is left to read, and the exit code.

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use ackstream::broker::Rejections;
 use ackstream::message::Message;
-use ackstream::telemetry::{Calls, Exposition, OnTheWay, Snapshot, TraceCounts};
+use ackstream::telemetry::{
+    Calls, ConnectionClosing, ConnectionCounts, ConnectionRefusal, Exposition, OnTheWay, Snapshot, TraceCounts,
+};
 use ackstream_core::{
     ConsumerId, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Policy, Time, Verb,
 };
@@ -161,7 +163,13 @@ fn every_event_moves_exactly_the_metrics_of_its_list() {
     let mut exposition = Exposition::new(["demo"], [("demo", "demo", &policy)], &calls);
     let mut snapshot = Snapshot::default();
     let mut scrape = |snapshot: &Snapshot| {
-        Page::parse(&exposition.render(&[&Rejections::default()], std::slice::from_ref(snapshot), &calls, &traces))
+        Page::parse(&exposition.render(
+            &[&Rejections::default()],
+            std::slice::from_ref(snapshot),
+            &calls,
+            &traces,
+            &ConnectionCounts::default(),
+        ))
     };
     let mut before = scrape(&snapshot);
     for event in all_events(&body, consumer()) {
@@ -195,7 +203,7 @@ fn what_tracing_counts_is_shown() {
     traces.count_rate_limited(3);
     (0..4).for_each(|_| traces.count_context_ignored());
     let mut exposition = Exposition::new([], [], &calls);
-    let page = Page::parse(&exposition.render(&[], &[], &calls, &traces));
+    let page = Page::parse(&exposition.render(&[], &[], &calls, &traces, &ConnectionCounts::default()));
     assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"queue_full\"}"], 1.0);
     assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"export_failed\"}"], 8.0);
     assert_eq!(page.0["ackstream_spans_dropped_total{reason=\"rate_limited\"}"], 3.0);
@@ -203,10 +211,38 @@ fn what_tracing_counts_is_shown() {
 }
 
 #[test]
+fn what_becomes_of_connections_is_shown() {
+    let (calls, counts) = (Calls::default(), Arc::new(ConnectionCounts::default()));
+    let open = [counts.count_open(), counts.count_open()];
+    drop(counts.count_open());
+    counts.count_refused(ConnectionRefusal::TooMany);
+    (0..2).for_each(|_| counts.count_refused(ConnectionRefusal::TooManyOfAddress));
+    (0..3).for_each(|_| counts.count_closed(ConnectionClosing::NoPreface));
+    (0..4).for_each(|_| counts.count_closed(ConnectionClosing::EndNotRead));
+    (0..5).for_each(|_| counts.count_closed(ConnectionClosing::MaxAge));
+    (0..6).for_each(|_| counts.count_stuck_consumer());
+    let mut exposition = Exposition::new([], [], &calls);
+    let page = Page::parse(&exposition.render(&[], &[], &calls, &TraceCounts::default(), &counts));
+    let shown = [
+        "connections",
+        "connections_refused_total{reason=\"max_connections\"}",
+        "connections_refused_total{reason=\"max_connections_per_address\"}",
+        "connections_closed_total{reason=\"no_preface\"}",
+        "connections_closed_total{reason=\"end_not_read\"}",
+        "connections_closed_total{reason=\"max_age\"}",
+        "consumers_stuck_total",
+    ]
+    .map(|name| page.0[&format!("ackstream_{name}")]);
+    assert_eq!(shown, [2.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    drop(open);
+}
+
+#[test]
 fn unlimited_retries_are_infinitely_many_and_a_label_is_escaped() {
     let (calls, policy) = (Calls::default(), Policy { max_retries: None, ..Policy::default() });
     let mut exposition = Exposition::new([], [("a\"b\\c", "demo", &policy)], &calls);
-    let text = exposition.render(&[], &[Snapshot::default()], &calls, &TraceCounts::default());
+    let text =
+        exposition.render(&[], &[Snapshot::default()], &calls, &TraceCounts::default(), &ConnectionCounts::default());
     let page = Page::parse(&text);
     let labels = r#"{topic="a\"b\\c",subscription="demo"}"#;
     assert_eq!(page.0[&format!("ackstream_config_max_retries{labels}")], f64::INFINITY);

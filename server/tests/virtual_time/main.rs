@@ -5,6 +5,7 @@
 
 mod ending;
 mod generating;
+mod limits;
 mod malformed;
 mod opening;
 mod publishing;

@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ackstream::connection::ConnectionLimits;
 use ackstream::exchange::StreamLimits;
-use ackstream::listener;
 use ackstream::proto::message_stream_client::MessageStreamClient;
 use ackstream::proto::stream_message::Kind;
 use ackstream::proto::{AckMessage, DataMessage, Nack, Open, Opened, StreamMessage};
@@ -33,7 +33,26 @@ pub(crate) fn settings() -> Settings {
         policy: Policy::default(),
         topics: Vec::new(),
         max_message_bytes: 1 << 20,
-        limits: StreamLimits { max_streams: 100, max_outstanding_messages: 1_000_000, max_outstanding_bytes: 1 << 30 },
+        limits: StreamLimits {
+            max_streams: 100,
+            max_outstanding_messages: 1_000_000,
+            max_outstanding_bytes: 1 << 30,
+            consumer_stuck_after: Duration::from_secs(30),
+        },
+        connections: ConnectionLimits {
+            max_connections: 100,
+            max_connections_per_address: 100,
+            handshake_timeout: Duration::from_secs(5),
+            tcp_user_timeout: Duration::from_secs(30),
+            keepalive_interval: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
+            max_age: None,
+            age_grace: Duration::from_secs(30),
+            max_streams: 1_000,
+            max_header_bytes: 16 << 10,
+            max_frame_bytes: 16 << 10,
+            send_buffer_bytes: 400 << 10,
+        },
         log_lines: LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) },
         traces: None,
         traces_per_second: 100,
@@ -67,7 +86,8 @@ impl Memory {
     /// A connection of its own, as bytes.
     pub(crate) fn dial(&self) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 << 10);
-        tokio::spawn(listener::serve_connection(far, self.server.routes(), self.stop.clone()));
+        let (connections, stop) = (self.server.connections().clone(), self.stop.clone());
+        tokio::spawn(async move { connections.serve(far, stop).await });
         near
     }
 

@@ -203,3 +203,26 @@ fn nobody_is_woken_while_draining() {
     bench.advance(100);
     assert_eq!(bench.wakes(), []);
 }
+
+#[test]
+fn a_consumer_is_awaited_while_a_message_is_ready_for_it_and_it_does_not_come() {
+    let mut bench = Workbench::new();
+    let [woken, next] = waiting(&mut bench);
+    let busy = bench.attach_with(0, 2, u64::MAX);
+    let awaited = |bench: &Workbench| [woken, next, busy].map(|consumer| bench.subscription.is_awaited(consumer));
+    assert_eq!(awaited(&bench), [false; 3], "nothing is ready");
+    bench.publish(1, 1);
+    bench.wakes();
+    assert_eq!(awaited(&bench), [true, false, true], "whoever waits for its turn is not");
+    assert!(bench.take(1, woken).is_some());
+    assert_eq!(awaited(&bench), [false; 3], "it came");
+    bench.publish(2, 9);
+    bench.wakes();
+    assert_eq!(awaited(&bench), [true, true, true]);
+    for _ in 0..2 {
+        bench.take(2, busy).unwrap();
+    }
+    assert_eq!(awaited(&bench), [true, true, false], "its window is full");
+    assert_eq!(bench.take(2, busy), None);
+    assert_eq!(awaited(&bench), [true, true, false]);
+}

@@ -1,0 +1,291 @@
+//! Hostile clients against the real binary: bytes and HTTP/2 frames that no library would send. During each attack the server stays
+//! alive and small, and an honest client on a connection of its own notices nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![cfg(target_os = "linux")] // which tells how much memory a process has
+
+#[path = "support/process.rs"]
+mod process;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use ackstream::proto::stream_message::Kind;
+use ackstream::proto::{AckMessage, DataMessage, Open, StreamMessage};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tonic::Streaming;
+
+use crate::process::{Process, ack, next};
+
+/// An attack may make the server grow by so much.
+const GROWTH: u64 = 20 << 20;
+/// An honest client waits at most so long for its answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
+/// The server does not read all that is sent to it.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// Honest clients are on the topic `demo`, hostile ones on `other`.
+const TOPICS: &str = "
+[topics.demo.subscriptions.demo]
+dead_letter_topic = \"discard\"
+[topics.other.subscriptions.other]
+dead_letter_topic = \"discard\"
+";
+
+// Types and flags of HTTP/2 frames (RFC 9113, section 6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+/// A connection on which anything can be said.
+struct Hostile(TcpStream);
+
+impl Hostile {
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_write_timeout(Some(WRITTEN_WITHIN)).unwrap();
+        stream.set_read_timeout(Some(ANSWERED_WITHIN)).unwrap();
+        Self(stream)
+    }
+
+    /// A connection on which HTTP/2 has begun, with these settings.
+    fn http2(address: SocketAddr, settings: &[u8]) -> Self {
+        let mut hostile = Self::connect(address);
+        assert!(hostile.say(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+        assert!(hostile.frame(SETTINGS, 0, 0, settings));
+        hostile
+    }
+
+    /// The same, and stream 1 has been opened.
+    fn opened(address: SocketAddr, settings: &[u8], open: Open) -> Self {
+        let mut hostile = Self::http2(address, settings);
+        assert!(hostile.frame(HEADERS, END_HEADERS, 1, &exchange()));
+        assert!(hostile.frame(DATA, 0, 1, &message(Kind::Open(open))));
+        hostile
+    }
+
+    /// `false`: the server has closed the connection, or reads no more.
+    fn say(&mut self, bytes: &[u8]) -> bool {
+        self.0.write_all(bytes).is_ok()
+    }
+
+    fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        self.say(&frame(kind, flags, stream, payload))
+    }
+
+    /// Says it so often, as long as the server takes it.
+    fn repeat(&mut self, times: u32, bytes: impl Fn(u32) -> Vec<u8>) {
+        let numbers: Vec<u32> = (0..times).collect();
+        let mut bursts = numbers.chunks(100);
+        while bursts.next().is_some_and(|burst| self.say(&burst.iter().flat_map(|&n| bytes(n)).collect::<Vec<_>>())) {}
+    }
+
+    /// Whether the server closes the connection.
+    fn is_closed(&mut self) -> bool {
+        loop {
+            match self.0.read(&mut [0; 4096]) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
+            }
+        }
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The headers of a call of `Exchange`, without compression (RFC 7541).
+fn exchange() -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    let (post, http) = (vec![0x83], vec![0x86]);
+    let path = [vec![0x04], text("/ackstream.v1.MessageStream/Exchange")].concat();
+    let content_type = [vec![0x0f, 0x10], text("application/grpc")].concat();
+    let te = [vec![0x00], text("te"), text("trailers")].concat();
+    [post, http, path, content_type, te].concat()
+}
+
+/// A gRPC message with one frame of ours.
+fn message(kind: Kind) -> Vec<u8> {
+    let message = StreamMessage { kind: Some(kind) }.encode_to_vec();
+    [&[0][..], &u32::try_from(message.len()).unwrap().to_be_bytes(), &message].concat()
+}
+
+/// One that goes on working.
+struct Honest {
+    send: mpsc::Sender<StreamMessage>,
+    receive: Streaming<StreamMessage>,
+    published: u64,
+}
+
+impl Honest {
+    async fn connect(server: &Process) -> Self {
+        let (send, receive) = server.open(Open::default()).await;
+        Self { send, receive, published: 0 }
+    }
+
+    /// Publishes a message, has it answered and delivered, and acks it.
+    async fn works(&mut self, during: &str) {
+        self.published += 1;
+        let data = DataMessage { id: self.published, payload: "honest".into(), ..DataMessage::default() };
+        let round = async {
+            self.send.send(StreamMessage { kind: Some(Kind::Data(data)) }).await.unwrap();
+            let (mut answered, mut delivered) = (false, false);
+            while !(answered && delivered) {
+                let frame = next(&mut self.receive).await.unwrap().expect("the stream goes on");
+                if let Kind::Ack(answer) = &frame {
+                    answered = answer.ack_id == self.published;
+                } else {
+                    let Kind::Data(data) = frame else { panic!("{during}: {frame:?}") };
+                    assert_eq!((&data.payload[..], data.delivery_attempt), (&b"honest"[..], 1), "{during}");
+                    ack(&self.send, data.id).await;
+                    delivered = true;
+                }
+            }
+        };
+        let answered = tokio::time::timeout(ANSWERED_WITHIN, round).await;
+        assert!(answered.is_ok(), "during {during}, an honest client had no answer");
+    }
+}
+
+fn other(publish_only: bool) -> Open {
+    Open { topic: "other".into(), subscription: "other".into(), publish_only, ..Open::default() }
+}
+
+type Attack = (&'static str, fn(SocketAddr) -> Vec<Hostile>);
+
+const ATTACKS: [Attack; 14] = [
+    ("silence", |server| (0..200).map(|_| Hostile::connect(server)).collect()),
+    ("half a preface", |server| {
+        let mut hostile = Hostile::connect(server);
+        hostile.say(b"PRI * HTTP/2.0\r\n");
+        vec![hostile]
+    }),
+    ("rapid reset", |server| {
+        let mut hostile = Hostile::http2(server, &[]);
+        let headers = exchange();
+        hostile.repeat(20_000, |number| {
+            let stream = 2 * number + 1;
+            [frame(HEADERS, END_HEADERS, stream, &headers), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+        });
+        vec![hostile]
+    }),
+    ("made you reset", |server| {
+        let mut hostile = Hostile::http2(server, &[]);
+        let headers = exchange();
+        hostile.repeat(20_000, |number| {
+            let stream = 2 * number + 1; // a window that is moved by 0 is an error of the stream
+            [frame(HEADERS, END_HEADERS, stream, &headers), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
+        });
+        vec![hostile]
+    }),
+    ("continuations without end", |server| {
+        let mut hostile = Hostile::http2(server, &[]);
+        hostile.frame(HEADERS, 0, 1, &exchange());
+        let header = [&[0x00, 1, b'x', 100][..], &[b'x'; 100]].concat();
+        hostile.repeat(100_000, |_| frame(CONTINUATION, 0, 1, &header));
+        vec![hostile]
+    }),
+    ("empty data", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(true));
+        hostile.repeat(100_000, |_| frame(DATA, 0, 1, &[]));
+        vec![hostile]
+    }),
+    ("settings", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(true));
+        hostile.repeat(100_000, |_| frame(SETTINGS, 0, 0, &[]));
+        vec![hostile]
+    }),
+    ("pings", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(true));
+        hostile.repeat(100_000, |_| frame(PING, 0, 0, &[7; 8]));
+        vec![hostile]
+    }),
+    ("windows of zero", |server| {
+        let mut publisher = Hostile::opened(server, &[], other(true));
+        let data = message(Kind::Data(DataMessage { id: 1, payload: vec![7; 1_000].into(), ..DataMessage::default() }));
+        publisher.repeat(1_000, |_| frame(DATA, 0, 1, &data));
+        let no_window = [0, 4, 0, 0, 0, 0];
+        let consumers = (0..20).map(|_| Hostile::opened(server, &no_window, other(false)));
+        consumers.chain([publisher]).collect()
+    }),
+    ("huge headers", |server| {
+        let mut hostile = Hostile::http2(server, &[]);
+        let huge = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7e][..], &[b'x'; 16_256]].concat(); // 127 + 1 + 126 * 128 bytes
+        let headers = [exchange(), huge].concat();
+        hostile.repeat(200, |number| {
+            let stream = 2 * number + 1;
+            let (first, second) = headers.split_at(10_000);
+            [frame(HEADERS, 0, stream, first), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
+        });
+        vec![hostile]
+    }),
+    ("a length of 4 GiB", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(true));
+        hostile.frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff]);
+        hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[7; 10_000]));
+        vec![hostile]
+    }),
+    ("garbage", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(true));
+        hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]));
+        vec![hostile]
+    }),
+    ("3,000 connections", |server| (0..3_000).map(|_| Hostile::connect(server)).collect()),
+    ("tiny acks", |server| {
+        let mut hostile = Hostile::opened(server, &[], other(false));
+        let ack = message(Kind::Ack(AckMessage { ack_id: 1 << 40, ..AckMessage::default() }));
+        hostile.repeat(200_000, |_| frame(DATA, 0, 1, &ack));
+        vec![hostile]
+    }),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_attack_harms_the_server_or_its_honest_clients() {
+    // 3,000 connections are 3,000 descriptors here, too.
+    ackstream::process::raise_descriptor_limit();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("ackstream.toml");
+    std::fs::write(&config, TOPICS).unwrap();
+    let config = config.to_str().unwrap();
+    let server = Process::start(&["serve", "--log-lines-per-second", "0", "--config", config]);
+    let mut honest = Honest::connect(&server).await;
+    for (name, attack) in ATTACKS {
+        honest.works(name).await;
+        let before = server.rss();
+        let address = server.address;
+        let attackers = tokio::task::spawn_blocking(move || attack(address));
+        honest.works(name).await;
+        let attackers = attackers.await.unwrap();
+        honest.works(name).await;
+        let grown = server.rss().saturating_sub(before);
+        assert!(grown < GROWTH, "during {name}, the server grew by {} KiB", grown >> 10);
+        drop(attackers);
+    }
+    honest.works("the end").await;
+}
+
+#[test]
+fn connections_beyond_a_bound_are_closed_at_once_and_counted() {
+    let server = Process::start(&["serve", "--max-connections", "3", "--max-connections-per-address", "2"]);
+    let _first = Hostile::http2(server.address, &[]);
+    let second = Hostile::http2(server.address, &[]);
+    let mut third = Hostile::connect(server.address);
+    assert!(third.is_closed());
+    assert_eq!(server.metric("ackstream_connections_refused_total{reason=\"max_connections_per_address\"}"), 1);
+    drop(second);
+    while server.metric("ackstream_connections") > 1 {
+        std::thread::yield_now();
+    }
+    let mut again = Hostile::http2(server.address, &[]);
+    assert_eq!(again.0.read(&mut [0; 9]).unwrap(), 9, "there is a place, and the server speaks");
+}

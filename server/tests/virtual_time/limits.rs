@@ -1,0 +1,150 @@
+//! What a connection and a consumer may do, and what becomes of those that do more, or nothing.
+
+use std::time::Duration;
+
+use ackstream::proto::stream_message::Kind;
+use ackstream::proto::{Extend, Open};
+use ackstream::telemetry::ConnectionClosing;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::Code;
+
+use crate::support::{Conversation, Memory, about, settle, timed};
+
+/// More than HTTP/2 and tonic hold for a stream that is not read.
+const MORE_THAN_IS_BUFFERED: u64 = 200;
+/// Bytes of a message of those.
+const LARGE: usize = 60_000;
+
+async fn publish_large(memory: &Memory) {
+    let mut publisher = memory.consume(Open { publish_only: true, ..Open::default() }).await;
+    for id in 1..=MORE_THAN_IS_BUFFERED {
+        publisher.publish(id, &vec![7; LARGE]).await;
+        publisher.ack().await;
+    }
+}
+
+/// A consumer that has been opened, on a server with more than it can take without reading.
+async fn overwhelmed(memory: &Memory) -> Conversation {
+    let consumer = memory.consume(Open { max_outstanding_messages: 1_000, ..Open::default() }).await;
+    publish_large(memory).await;
+    settle().await;
+    assert!(memory.counts().1.ready > 0, "not all of it is on its way");
+    consumer
+}
+
+fn closed(memory: &Memory, why: ConnectionClosing) -> u64 {
+    memory.server.connections().counts().closed(why)
+}
+
+fn stuck(memory: &Memory) -> u64 {
+    memory.server.connections().counts().stuck_consumers()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_nothing_or_half_a_preface_is_closed_after_five_seconds() {
+    let memory = Memory::start().await;
+    for said in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let mut connection = memory.dial();
+        connection.write_all(said).await.unwrap();
+        let (end, took) = timed(connection.read(&mut [0; 100])).await;
+        assert_eq!(end.unwrap(), 0);
+        assert!(about(took, Duration::from_secs(5)), "{took:?}");
+    }
+    settle().await;
+    assert_eq!(closed(&memory, ConnectionClosing::NoPreface), 2);
+    assert_eq!(memory.server.connections().counts().open(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_http2_is_closed_at_once() {
+    let memory = Memory::start().await;
+    let mut connection = memory.dial();
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let (end, took) = timed(connection.read(&mut [0; 100])).await;
+    assert_eq!(end.unwrap(), 0);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_takes_nothing_of_what_is_due_to_it_is_told_so_after_thirty_seconds() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
+    let mut consumer = overwhelmed(&memory).await;
+    tokio::time::sleep(Duration::from_secs(29)).await;
+    assert_eq!((stuck(&memory), memory.counts().0.ended.released), (0, 0));
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let (counts, backlog) = memory.counts();
+    assert_eq!((stuck(&memory), counts.ended.released, backlog.outstanding), (1, counts.sent, 0));
+    let status = loop {
+        match consumer.next().await {
+            Ok(frame) => assert!(matches!(frame, Some(Kind::Data(_)))),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().starts_with("nothing was read and nothing was sent for 30s"), "{status}");
+    assert_eq!(closed(&memory, ConnectionClosing::EndNotRead), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_it_does_not_even_read_that_its_connection_is_closed() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
+    let _consumer = overwhelmed(&memory).await;
+    tokio::time::sleep(Duration::from_secs(30 + 6 + 6)).await;
+    assert_eq!((stuck(&memory), closed(&memory, ConnectionClosing::EndNotRead)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_but_steady_reader_is_left_alone() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_hours(1)).await;
+    let mut consumer = overwhelmed(&memory).await;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        consumer.delivery().await;
+    }
+    assert_eq!(stuck(&memory), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_sends_frames_is_not_stuck() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_hours(1)).await;
+    let mut consumer = overwhelmed(&memory).await;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        consumer.send(Kind::Extend(Extend { ack_id: 1, ..Extend::default() })).await;
+    }
+    assert_eq!(stuck(&memory), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_message_or_holds_all_it_may_is_not_stuck() {
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_hours(2)).await;
+    let mut full = memory.consume(Open { max_outstanding_messages: 1, ..Open::default() }).await;
+    memory.publish(2).await;
+    full.delivery().await;
+    let _quiet = memory.consume(Open { subscription: "demo".to_owned(), ..Open::default() }).await;
+    tokio::time::sleep(Duration::from_hours(1)).await;
+    assert_eq!(stuck(&memory), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_connection_takes_no_new_streams_and_ends_those_it_has_after_the_grace() {
+    let memory = Memory::with(|settings| {
+        settings.policy.ack_deadline = Duration::from_hours(2);
+        settings.policy.max_retries = Some(0);
+        settings.connections.max_age = Some(Duration::from_mins(10));
+    })
+    .await;
+    let mut consumer = memory.consume(Open::default()).await;
+    memory.publish(1).await;
+    consumer.delivery().await;
+    let (status, took) = timed(consumer.ends_with()).await;
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(status.message().starts_with("the connection has reached its age"), "{status}");
+    let (least, most) =
+        (Duration::from_mins(9) + Duration::from_secs(29), Duration::from_mins(11) + Duration::from_secs(31));
+    assert!((least..=most).contains(&took), "{took:?}");
+    let (counts, backlog) = memory.counts();
+    assert_eq!((counts.ended.released, counts.dropped, backlog.ready), (1, 0, 1), "it costs no retry");
+    settle().await;
+    assert_eq!(memory.server.connections().counts().open(), 0, "its connection is closed");
+}
