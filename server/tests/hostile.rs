@@ -9,7 +9,7 @@ mod process;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ackstream::proto::stream_message::Kind;
 use ackstream::proto::{AckMessage, DataMessage, Open, StreamMessage};
@@ -43,6 +43,8 @@ const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+/// The largest window (section 6.9.1).
+const LARGEST_WINDOW: u32 = 0x7fff_ffff;
 
 /// A connection on which anything can be said.
 struct Hostile(TcpStream);
@@ -288,4 +290,55 @@ fn connections_beyond_a_bound_are_closed_at_once_and_counted() {
     }
     let mut again = Hostile::http2(server.address, &[]);
     assert_eq!(again.0.read(&mut [0; 9]).unwrap(), 9, "there is a place, and the server speaks");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_that_never_read_are_bounded_and_soon_gone() {
+    ackstream::process::raise_descriptor_limit();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("ackstream.toml");
+    std::fs::write(&config, TOPICS).unwrap();
+    let config = config.to_str().unwrap();
+    let limits = ["--consumer-stuck-after", "5s", "--max-retries", "unlimited", "--ack-deadline", "100ms"];
+    let quiet = ["serve", "--log-lines-per-second", "0", "--config", config];
+    let server = Process::start(&[&quiet[..], &limits[..]].concat());
+    let address = server.address;
+    let mut honest = Honest::connect(&server).await;
+
+    let (publish, mut answers) = server.open(other(true)).await;
+    for id in 1..=5_000 {
+        let data = Kind::Data(DataMessage { id, payload: vec![7; 10_000].into(), ..DataMessage::default() });
+        publish.send(StreamMessage { kind: Some(data) }).await.unwrap();
+        assert!(matches!(next(&mut answers).await, Ok(Some(Kind::Ack(_)))));
+    }
+    drop((publish, answers));
+    // Windows as large as they can be: the server is stopped by its own bound and by TCP alone.
+    let settings = [&[0, 4][..], &LARGEST_WINDOW.to_be_bytes()].concat();
+    let attack = move || {
+        let open = Open { max_outstanding_messages: u32::MAX, max_outstanding_bytes: u64::MAX, ..other(false) };
+        let attackers = (0..100).map(|_| {
+            let mut hostile = Hostile::http2(address, &settings);
+            hostile.frame(WINDOW_UPDATE, 0, 0, &(LARGEST_WINDOW - 65_535).to_be_bytes());
+            for stream in (1..20).step_by(2) {
+                hostile.frame(HEADERS, END_HEADERS, stream, &exchange());
+                hostile.frame(DATA, 0, stream, &message(Kind::Open(open.clone())));
+            }
+            hostile
+        });
+        attackers.collect::<Vec<_>>()
+    };
+    let attackers = tokio::task::spawn_blocking(attack).await.unwrap();
+
+    let (began, mut most) = (Instant::now(), 0);
+    while server.metric("ackstream_connections") > 1 {
+        honest.works("a thousand streams that never read").await;
+        most = most.max(server.rss());
+        assert!(began.elapsed() < Duration::from_secs(5 + 15), "they are not gone");
+    }
+    assert!(most < 600 << 20, "{} MiB", most >> 20);
+    let [stuck, closed] =
+        ["ackstream_consumers_stuck_total", "ackstream_connections_closed_total{reason=\"end_not_read\"}"]
+            .map(|series| server.metric(series));
+    assert!(stuck >= 100 && closed >= 100, "{stuck} stuck, {closed} closed");
+    drop(attackers);
 }

@@ -196,7 +196,7 @@ pub const KEYS: &[Key] = &[
     server(
         "send_buffer_bytes",
         "send-buffer-bytes",
-        "400KiB",
+        "128KiB",
         "SIZE",
         "What one stream may have waiting in HTTP/2 to be sent: what a client that never reads costs",
     ),

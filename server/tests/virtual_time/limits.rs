@@ -117,19 +117,19 @@ async fn who_sends_frames_is_not_stuck() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_message_or_holds_all_it_may_is_not_stuck() {
-    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_hours(2)).await;
+    let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_hours(1)).await;
     let mut full = memory.consume(Open { max_outstanding_messages: 1, ..Open::default() }).await;
     memory.publish(2).await;
     full.delivery().await;
     let _quiet = memory.consume(Open { subscription: "demo".to_owned(), ..Open::default() }).await;
-    tokio::time::sleep(Duration::from_hours(1)).await;
+    tokio::time::sleep(Duration::from_mins(50)).await;
     assert_eq!(stuck(&memory), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_old_connection_takes_no_new_streams_and_ends_those_it_has_after_the_grace() {
     let memory = Memory::with(|settings| {
-        settings.policy.ack_deadline = Duration::from_hours(2);
+        settings.policy.ack_deadline = Duration::from_hours(1);
         settings.policy.max_retries = Some(0);
         settings.connections.max_age = Some(Duration::from_mins(10));
     })

@@ -51,7 +51,7 @@ pub(crate) fn settings() -> Settings {
             max_streams: 1_000,
             max_header_bytes: 16 << 10,
             max_frame_bytes: 16 << 10,
-            send_buffer_bytes: 400 << 10,
+            send_buffer_bytes: 128 << 10,
         },
         log_lines: LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) },
         traces: None,
