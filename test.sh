@@ -18,7 +18,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
+steps=(format clippy rustdoc supply venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
 
 step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml; }
 
@@ -27,6 +27,31 @@ step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; 
 # Each part of what measures us, once and small: that it works, not how fast it is.
 step_bench() {
   cargo clippy --release --locked --manifest-path bench/Cargo.toml --target-dir target/bench -- -D warnings && bench/run --smoke
+}
+
+# The trees of dependencies: licences, sources, bans, and known vulnerabilities where a database of them can be had.
+step_supply() {
+  local version=0.20.2 deny="$work/tools/bin/cargo-deny" manifest requirements=checks/supply/requirements.txt audit="$work/audit"
+  if [ "$("$deny" --version 2>/dev/null)" != "cargo-deny $version" ]; then
+    echo "building cargo-deny, which takes minutes"
+    cargo install --quiet --locked --root "$work/tools" --version "$version" cargo-deny || return
+  fi
+  for manifest in Cargo.toml bench/Cargo.toml; do
+    "$deny" --manifest-path "$manifest" --config "$PWD/deny.toml" check bans licenses sources || return
+  done
+  if "$deny" fetch db >"$logs/advisories" 2>&1; then
+    for manifest in Cargo.toml bench/Cargo.toml; do
+      "$deny" --manifest-path "$manifest" --config "$PWD/deny.toml" check --disable-fetch advisories || return
+    done
+  else
+    echo "SKIPPED: the database of advisories for crates cannot be had"
+  fi
+  if ! cmp -s "$requirements" "$audit/made-from"; then
+    "$(python)" -m venv --clear "$audit" || return
+    "$audit/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$requirements" || return
+    cp "$requirements" "$audit/made-from"
+  fi
+  "$audit/bin/python" checks/supply/audit
 }
 
 step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --document-private-items; }
@@ -73,7 +98,7 @@ step_tools() {
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
 step_ruff() {
-  local elsewhere="prometheus grafana checks/compose grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
+  local elsewhere="prometheus grafana checks/compose checks/supply/audit grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
   # shellcheck disable=SC2086 # several words each
   (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
     "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere
@@ -82,7 +107,7 @@ step_ruff() {
 step_mypy() {
   (cd $python_sources && "$venv/bin/mypy") &&
     MYPYPATH=python-client:grafana "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
-      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose
+      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose && "$venv/bin/mypy" --strict checks/supply/audit
 }
 
 # The library, the demo client, and both against the real server.
