@@ -18,7 +18,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc supply venv tools rust release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
+steps=(format clippy rustdoc supply venv tools rust planted release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
 
 step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml; }
 
@@ -59,6 +59,9 @@ step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --lo
 # Rules, simulation, the whole service in virtual time, telemetry, configuration, the binary, the tools that people hold against it.
 step_rust() { PATH="$work/bin:$PATH" cargo test --workspace --locked; }
 
+# Bugs, planted one at a time: the rules or the simulation catch each.
+step_planted() { "$venv/bin/python" checks/planted/plant; }
+
 step_release() { cargo build --release --locked --bin ackstream; }
 
 # Third-party packages by hash, for the client and for its checks.
@@ -98,7 +101,7 @@ step_tools() {
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
 step_ruff() {
-  local elsewhere="prometheus grafana checks/compose checks/supply/audit grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
+  local elsewhere="prometheus grafana checks/compose checks/planted/plant checks/supply/audit grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
   # shellcheck disable=SC2086 # several words each
   (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
     "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere
@@ -107,7 +110,7 @@ step_ruff() {
 step_mypy() {
   (cd $python_sources && "$venv/bin/mypy") &&
     MYPYPATH=python-client:grafana "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
-      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose && "$venv/bin/mypy" --strict checks/supply/audit
+      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose && "$venv/bin/mypy" --strict checks/planted/plant && "$venv/bin/mypy" --strict checks/supply/audit
 }
 
 # The library, the demo client, and both against the real server.
@@ -146,7 +149,7 @@ step_go() {
     -c python-client/pyproject.toml --rootdir . -p no:cacheprovider examples/go/tests
 }
 
-step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh .ci/run; }
+step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh checks/simulate .ci/run; }
 
 # What people install: built, put into an empty environment, imported, and typed for its users.
 step_wheel() {

@@ -226,3 +226,16 @@ fn a_consumer_is_awaited_while_a_message_is_ready_for_it_and_it_does_not_come() 
     assert_eq!(bench.take(2, busy), None);
     assert_eq!(awaited(&bench), [true, true, false]);
 }
+
+#[test]
+fn who_comes_late_does_not_come_for_whoever_was_woken_in_its_place() {
+    let mut bench = Workbench::new();
+    let [late, next, _] = waiting(&mut bench);
+    bench.publish(0, 1);
+    assert_eq!(bench.wakes(), [late]);
+    bench.advance(5);
+    assert_eq!(bench.wakes(), [next], "in its place");
+    assert!(bench.take(6, late).is_some());
+    bench.publish(7, 1);
+    assert_eq!(bench.wakes(), [], "the one message is for the consumer that was woken and is about to come");
+}

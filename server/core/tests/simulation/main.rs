@@ -10,7 +10,8 @@
 //!                                ╰──▶ model ──▶ ledger ────╯
 //! ```
 //!
-//! A failure prints the line that replays it. `ACKSTREAM_SIM_SEEDS` sets how many seeds are run.
+//! A failure prints the line that replays it. `ACKSTREAM_SIM_SEEDS` sets how many seeds are run. `checks/simulate 24h` lives through
+//! simulated time without an end in between.
 
 mod checked;
 mod model;
@@ -49,13 +50,45 @@ fn the_core_does_what_the_model_says_and_settles_everything_once_the_faults_stop
 
 #[test]
 fn the_same_seed_gives_the_same_history_and_another_seed_another() {
-    let seeds = 0..40;
+    let seeds = 0..100;
 
     let once: Vec<_> = seeds.clone().map(|seed| simulate(seed, false).digest).collect();
     let twice: Vec<_> = seeds.map(|seed| simulate(seed, false).digest).collect();
 
     assert_eq!(once, twice);
     assert_eq!(once.iter().collect::<BTreeSet<_>>().len(), once.len());
+}
+
+/// A consumer's stream breaks or ends at least so often in an hour: 15,000 times in a day.
+const DISCONNECTS_AN_HOUR: u64 = 625;
+
+#[test]
+fn hour_after_hour_the_core_does_what_the_model_says() {
+    let (hours, seed) = (number("ACKSTREAM_SIM_HOURS").unwrap_or(4), number("ACKSTREAM_SIM_SEED").unwrap_or(0));
+    let step = Rc::new(Cell::new(0));
+    let lived = Cell::new(0);
+    let live = || {
+        let mut world = World::everyday(seed, Rc::clone(&step));
+        for hour in 1..=hours {
+            world.live_an_hour();
+            lived.set(hour);
+            if hour.is_multiple_of(hours.div_ceil(20)) {
+                eprintln!("{hour} of {hours} simulated hours, {} steps", step.get());
+            }
+        }
+        world.end().statistics
+    };
+    let statistics = catch_unwind(AssertUnwindSafe(live)).unwrap_or_else(|panic| {
+        panic!(
+            "seed {seed}, hour {}, step {}: {}\nreplay it with:\nchecks/simulate {hours}h {seed}",
+            lived.get() + 1,
+            step.get(),
+            message(panic.as_ref())
+        )
+    });
+    println!("seed {seed}, {hours} simulated hours, in each of them:\n{}", statistics.an_hour(hours));
+    let disconnects = statistics.get("left broken") + statistics.get("left clean");
+    assert!(disconnects >= DISCONNECTS_AN_HOUR * hours, "only {disconnects} disconnects");
 }
 
 #[test]

@@ -80,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) from_the_past: u32,
     /// Of 100 offers, the dead-letter topic refuses so many.
     pub(crate) dead_letters_refused: u32,
+    /// No wait is longer.
+    pub(crate) longest_wait: Duration,
 }
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -98,6 +100,47 @@ impl Plan {
             _ => {}
         }
         plan
+    }
+
+    /// What goes on hour after hour around a subscription with the default policy: consumers of all manners come, hang, break and
+    /// leave, but time passes only as the timer is more or less punctual, and nobody drains.
+    pub(crate) fn everyday() -> Self {
+        Self {
+            policies: vec![Policy { dead_letters: true, max_backlog_messages: 300, ..Policy::default() }],
+            steps: 0,
+            actions: vec![
+                (Action::Publish, 100),
+                (Action::Connect, 60),
+                (Action::Leave, 50),
+                (Action::Act, 600),
+                (Action::Meddle, 60),
+                (Action::Wait, 120),
+                (Action::Advance, 20),
+            ],
+            manners: vec![
+                Manner::Honest,
+                Manner::Honest,
+                Manner::Slow,
+                Manner::Silent,
+                Manner::Absent,
+                Manner::Nacker,
+                Manner::Extender,
+                Manner::Careless,
+            ],
+            punctualities: vec![Punctuality::InTime, Punctuality::Late, Punctuality::Never],
+            sizes: vec![0, 1, 100, 1_000],
+            windows: vec![
+                Window { max_messages: 1, max_bytes: 1 << 26 },
+                Window { max_messages: 1_000, max_bytes: 1_000 },
+                Window { max_messages: 1_000, max_bytes: 1 << 26 },
+            ],
+            burst: 5,
+            greed: 10,
+            max_consumers: 8,
+            from_the_past: 2,
+            dead_letters_refused: 30,
+            longest_wait: SECOND * 4,
+        }
     }
 
     pub(crate) fn action(&self, rng: &mut Rng) -> Action {
@@ -177,6 +220,7 @@ impl Plan {
             max_consumers: pick(rng, &[1, 2, 3, 8]),
             from_the_past: pick(rng, &[0, 0, 5, 30]),
             dead_letters_refused: pick(rng, &[0, 30, 90]),
+            longest_wait: Duration::MAX,
         }
     }
 

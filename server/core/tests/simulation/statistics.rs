@@ -82,6 +82,16 @@ impl Statistics {
         }
     }
 
+    pub(crate) fn get(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    /// How often each happened in an hour, when all did in so many.
+    pub(crate) fn an_hour(&self, hours: u64) -> String {
+        let lines = self.0.iter().map(|(name, times)| format!("{:>12} {name}\n", times.div_ceil(hours)));
+        lines.collect()
+    }
+
     /// What must have happened in a long run and has not.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         MUST_HAPPEN.into_iter().filter(|name| !self.0.contains_key(name)).collect()

@@ -24,7 +24,7 @@ const HOUR: Nanos = 3_600 * SECOND;
 const ALL_IS_SETTLED_WITHIN: Nanos = 25 * HOUR + SECOND;
 /// In one stretch of time, a punctual timer fires at most so often; then it is late.
 const MAX_PUNCTUAL: u32 = 200;
-/// A consumer remembers so many of its deliveries.
+/// A consumer remembers so many of its deliveries, and a subscription those who have left.
 const MEMORY: usize = 8_000;
 
 /// What came of one seed.
@@ -69,6 +69,15 @@ impl World {
     pub(crate) fn new(seed: u64, step: Rc<Cell<u64>>, talks: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
         let plan = Plan::draw(seed, &mut rng);
+        Self::of(plan, rng, step, talks)
+    }
+
+    /// The same world hour after hour, with a policy as most have it.
+    pub(crate) fn everyday(seed: u64, step: Rc<Cell<u64>>) -> Self {
+        Self::of(Plan::everyday(), Rng::with_seed(seed), step, false)
+    }
+
+    fn of(plan: Plan, rng: Rng, step: Rc<Cell<u64>>, talks: bool) -> Self {
         if talks {
             println!("{plan:#?}");
         }
@@ -95,15 +104,32 @@ impl World {
         }
     }
 
-    /// Lives through the plan, then stops all faults and sees everything settled.
+    /// Lives through the plan.
     pub(crate) fn run(mut self) -> Outcome {
         for _ in 0..self.plan.steps {
-            self.step.set(self.step.get() + 1);
-            self.statistics.count("steps");
-            let action = self.plan.action(&mut self.rng);
-            self.perform(action);
-            self.let_the_woken_come();
+            self.take_a_step();
         }
+        self.end()
+    }
+
+    /// Lives for another hour.
+    pub(crate) fn live_an_hour(&mut self) {
+        let end = self.clock + HOUR;
+        while self.clock < end {
+            self.take_a_step();
+        }
+    }
+
+    fn take_a_step(&mut self) {
+        self.step.set(self.step.get() + 1);
+        self.statistics.count("steps");
+        let action = self.plan.action(&mut self.rng);
+        self.perform(action);
+        self.let_the_woken_come();
+    }
+
+    /// Stops all faults and sees everything settled.
+    pub(crate) fn end(mut self) -> Outcome {
         for lane in 0..self.lanes.len() {
             self.step.set(self.step.get() + 1);
             if self.lanes[lane].checked.model().is_draining() {
@@ -141,7 +167,9 @@ impl World {
             Action::Leave => {
                 if let Some(actor) = self.any_actor(lane) {
                     let id = self.lanes[lane].actors.remove(actor).id;
-                    self.lanes[lane].departed.push(id);
+                    let departed = &mut self.lanes[lane].departed;
+                    departed.truncate(MEMORY - 1);
+                    departed.push(id);
                     let leave = pick(&mut self.rng, &[Leave::Clean, Leave::Broken]);
                     self.apply(lane, &Input::Detach(id, leave));
                 }
@@ -378,10 +406,11 @@ impl World {
         let deadline = nanos(self.plan.policies[lane].ack_deadline);
         let until_due = self.lanes[lane].checked.next_due().unwrap_or_default().saturating_sub(self.clock);
         let lengths = [0, 1, 1_000, 1_000_000, 4_999_999, 5_000_000, deadline / 2, deadline, deadline * 2, until_due];
-        match self.rng.u32(0..4) {
+        let length = match self.rng.u32(0..4) {
             0 => self.rng.u64(0..deadline * 2),
             _ => pick(&mut self.rng, &lengths) + self.rng.u64(0..2),
-        }
+        };
+        length.min(self.plan.longest_wait.as_nanos().try_into().unwrap_or(Nanos::MAX))
     }
 
     /// Mostly now; sometimes an instant that has passed.
