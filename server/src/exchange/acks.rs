@@ -5,7 +5,6 @@
 //!  bytes from HTTP/2 ─▶ BatchedAcks: ack ack ack publish ack ack ─▶ ack_batch(3) publish ack_batch(2) ─▶ tonic's decoder
 //! ```
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -53,72 +52,75 @@ where
 }
 
 /// A request's body in which runs of acks have become batches. Everything else is handed on as it came: what is malformed, compressed
-/// or too long is the decoder's to refuse.
+/// or too long is the decoder's to refuse. What has come is taken apart only as it is asked for, so that no more of it is held.
 #[derive(Debug)]
 pub struct BatchedAcks<B: Body> {
     body: B,
-    /// The beginning of what may be an ack.
-    begun: BytesMut,
-    /// So many more bytes belong to a frame that is none.
+    /// What has come and is not taken apart.
+    input: Bytes,
+    /// So many bytes, from there on, are of frames that are no acks.
     passing: usize,
     /// The run: its ids, as varints,
     ids: BytesMut,
     /// and how many they are.
     acks: usize,
-    /// What is handed on before the body is asked again.
-    ready: VecDeque<Result<Frame<Bytes>, B::Error>>,
+    /// Nothing follows what has come,
+    ended: bool,
+    /// but the trailers, or how the body broke.
+    last: Option<Result<Frame<Bytes>, B::Error>>,
 }
 
 impl<B: Body> BatchedAcks<B> {
     fn new(body: B) -> Self {
-        Self { body, begun: BytesMut::new(), passing: 0, ids: BytesMut::new(), acks: 0, ready: VecDeque::new() }
+        Self { body, input: Bytes::new(), passing: 0, ids: BytesMut::new(), acks: 0, ended: false, last: None }
     }
 
     fn take(&mut self, chunk: Bytes) {
-        let mut input = if self.begun.is_empty() {
-            chunk
-        } else {
-            self.begun.extend_from_slice(&chunk);
-            self.begun.split().freeze()
-        };
-        // So much of it is handed on as it came, once an ack or the end is reached.
-        let mut other = self.passing.min(input.len());
-        self.passing -= other;
+        self.input = if self.input.is_empty() { chunk } else { [&self.input[..], &chunk].concat().into() };
+    }
+
+    /// What is handed on next, of what has come; `None` where that is nothing, or the beginning of what may be an ack.
+    fn next(&mut self) -> Option<Bytes> {
         loop {
-            match first(&input[other..]) {
+            if self.passing > 0 && !self.input.is_empty() {
+                return Some(self.end_run().unwrap_or_else(|| self.pass()));
+            }
+            match first(&self.input) {
                 First::Ack { id, length } => {
-                    self.hand_on(input.split_to(other));
-                    other = 0;
-                    self.ids.put_slice(&input[id..length]);
-                    input.advance(length);
+                    self.ids.put_slice(&self.input[id..length]);
+                    self.input.advance(length);
                     self.acks += 1;
                     if self.acks >= MAX_BATCH {
-                        self.end_run();
+                        return self.end_run();
                     }
                 }
                 First::Other { length } => {
-                    let here = length.min(input.len() - other);
-                    other += here;
-                    self.passing = length - here;
+                    self.passing = length;
+                    while self.passing < self.input.len()
+                        && let First::Other { length } = first(&self.input[self.passing..])
+                    {
+                        self.passing += length;
+                    }
                 }
-                First::Begun => break,
+                First::Begun => {
+                    self.input = Bytes::copy_from_slice(&self.input); // a few bytes must not keep all that they came with
+                    return None;
+                }
             }
         }
-        self.hand_on(input.split_to(other));
-        self.begun.extend_from_slice(&input);
     }
 
-    fn hand_on(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.end_run();
-            self.ready.push_back(Ok(Frame::data(bytes)));
-        }
+    /// Those bytes of frames that are no acks which are here.
+    fn pass(&mut self) -> Bytes {
+        let length = self.passing.min(self.input.len());
+        self.passing -= length;
+        self.input.split_to(length)
     }
 
-    /// The run becomes a frame.
-    fn end_run(&mut self) {
+    /// The run as a frame, where there is one.
+    fn end_run(&mut self) -> Option<Bytes> {
         if self.acks == 0 {
-            return;
+            return None;
         }
         self.acks = 0;
         let ids = self.ids.split();
@@ -132,14 +134,12 @@ impl<B: Body> BatchedAcks<B> {
         bytes.put_u8(ACK_IDS);
         encode_varint(ids.len() as u64, &mut bytes);
         bytes.put(ids);
-        self.ready.push_back(Ok(Frame::data(bytes.freeze())));
+        Some(bytes.freeze())
     }
 
-    /// Nothing follows that belongs to what has begun.
-    fn end(&mut self) {
-        self.end_run();
-        let begun = self.begun.split().freeze();
-        self.hand_on(begun);
+    /// What is left when nothing more comes: the run, then what only began like an ack.
+    fn rest(&mut self) -> Option<Bytes> {
+        self.end_run().or_else(|| Some(std::mem::take(&mut self.input)).filter(|input| !input.is_empty()))
     }
 }
 
@@ -151,34 +151,21 @@ where
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let data = |bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
         loop {
-            if let Some(ready) = self.ready.pop_front() {
-                return Poll::Ready(Some(ready));
+            if let Some(bytes) = self.next() {
+                return data(bytes);
+            }
+            if self.ended {
+                return self.rest().map_or_else(|| Poll::Ready(self.last.take()), data);
             }
             match Pin::new(&mut self.body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(chunk) => self.take(chunk),
-                    Err(trailers) => {
-                        self.end();
-                        self.ready.push_back(Ok(trailers));
-                    }
+                    Err(trailers) => (self.ended, self.last) = (true, Some(Ok(trailers))),
                 },
-                Poll::Ready(Some(Err(error))) => {
-                    self.end();
-                    self.ready.push_back(Err(error));
-                }
-                Poll::Ready(None) => {
-                    self.end();
-                    if self.ready.is_empty() {
-                        return Poll::Ready(None);
-                    }
-                }
-                Poll::Pending => {
-                    self.end_run();
-                    if self.ready.is_empty() {
-                        return Poll::Pending;
-                    }
-                }
+                Poll::Ready(last) => (self.ended, self.last) = (true, last),
+                Poll::Pending => return self.end_run().map_or(Poll::Pending, data),
             }
         }
     }
@@ -342,6 +329,20 @@ mod tests {
         let bytes = wire(&ids.iter().copied().map(ack).collect::<Vec<_>>());
         let expected = wire(&ids.chunks(MAX_BATCH).map(batch).collect::<Vec<_>>());
         assert_eq!(handed_on(batched(&[&bytes], None)).await, (expected, None));
+    }
+
+    #[tokio::test]
+    async fn what_has_come_is_taken_apart_only_as_it_is_asked_for() {
+        let frames = [ack(5), publish(0)];
+        let bytes = wire(&frames).repeat(1_000);
+        let mut body = batched(&[&bytes], None);
+        let mut held = bytes.len();
+        while let Some(frame) = body.frame().await {
+            assert!(frame.unwrap().into_data().unwrap().len() < 20);
+            assert!(body.input.len() >= held.saturating_sub(20), "no more is taken apart than is handed on");
+            held = body.input.len();
+        }
+        assert_eq!(held, 0);
     }
 
     #[test]
