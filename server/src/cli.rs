@@ -421,7 +421,7 @@ impl Values<'_> {
             }
             None => Some(DEFAULT_METRICS.parse().expect("it is a target")),
         };
-        let positive = |rate: &f64| rate.is_finite() && *rate > 0.0;
+        let is_rate = |rate: &f64| *rate > 0.0 && *rate <= bench::MAX_RATE;
         bench::Options {
             peer: self.peer(),
             subscriptions,
@@ -434,7 +434,11 @@ impl Values<'_> {
                     "must be a whole number, 1 to 10000",
                 )
                 .unwrap_or(bench::CONNECTIONS),
-            rate: self.number("rate", positive, "must be a number of messages a second, more than 0"),
+            rate: self.number(
+                "rate",
+                is_rate,
+                "must be a number of messages a second, more than 0 and at most 1000000000",
+            ),
             payload: payload.unwrap_or(bench::PAYLOAD),
             batch: self.number("batch", messages, MESSAGES).unwrap_or(0),
             window,

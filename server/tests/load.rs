@@ -278,3 +278,58 @@ fn without_a_server_it_ends_with_69_and_without_its_topic_with_64() {
     let unknown = bench(&server, &["--subscription", "no-such"]);
     assert_eq!(unknown.status.code(), Some(64), "{}", String::from_utf8_lossy(&unknown.stderr));
 }
+
+#[test]
+fn each_subscription_is_waited_for_by_its_own_policy() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("ackstream.toml");
+    let subscription = |name, retries| {
+        format!(
+            "[topics.demo.subscriptions.{name}]\ndead_letter_topic = \"discard\"\nack_deadline = \"100ms\"\nmax_retries = {retries}\n"
+        )
+    };
+    std::fs::write(&config, subscription("none", 0) + &subscription("three", 3)).unwrap();
+    let server = server(&["--config", config.to_str().unwrap()]);
+    for names in [["none", "three"], ["three", "none"]] {
+        let both = ["--subscription", names[0], "--subscription", names[1], "--consumers", "2"];
+        let (report, code) = report(&server, &[&both[..], &["--count", "200", "--drop-rate", "0.5"]].concat());
+        assert_eq!(code, Some(0), "{report}");
+        for name in names {
+            let left = ["ready", "delayed", "outstanding"].map(|state| {
+                server
+                    .metric(&format!("ackstream_messages{{topic=\"demo\",subscription=\"{name}\",state=\"{state}\"}}"))
+            });
+            assert_eq!(left, [0; 3], "of {name}, after {names:?}: {report}");
+        }
+    }
+}
+
+#[test]
+fn fewer_messages_than_were_to_be_consumed_are_not_waited_for_without_end() {
+    let server = server(&["--ack-deadline", "100ms"]);
+    assert_eq!(report(&server, &["--consumers", "0", "--count", "3"]).1, Some(0));
+    let (report, code) = report(&server, &["--publishers", "0", "--count", "5"]);
+    assert_eq!(code, Some(1));
+    assert_eq!((&report["consumed"]["acked"], &report["consumed"]["short"]), (&3.into(), &2.into()), "{report}");
+}
+
+#[test]
+fn who_asks_twice_gets_what_is_held_acked() {
+    let server = server(&[]);
+    let target = server.address.to_string();
+    let options = ["--json", "--metrics", "off", "--rate", "500", "--duration", "1h", "--ack-delay", "700ms"];
+    let load = ackstream(&["bench", "--target", &target]).args(options).stdout(Stdio::piped()).spawn().unwrap();
+    let interrupt = || assert!(Command::new("kill").args(["-INT", &load.id().to_string()]).status().unwrap().success());
+    while books(&server)[0] == 0 {
+        std::thread::yield_now(); // until it has begun
+    }
+    interrupt();
+    while server.metric("ackstream_connections") > 1 {
+        std::thread::yield_now(); // until the publisher has left
+    }
+    interrupt();
+    let output = load.wait_with_output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert_eq!(report["consumed"]["acked"], report["published"]["accepted"]);
+}

@@ -17,7 +17,7 @@ mod report;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
@@ -44,6 +44,8 @@ pub const MAX_HELD: u32 = 10_000_000;
 pub const MAX_PAYLOAD: u64 = 16 << 20;
 /// Bytes of payload unless their number is given.
 pub const PAYLOAD: usize = 128;
+/// Messages a second, at most: none is so fast, and a day of it can be counted.
+pub const MAX_RATE: f64 = 1e9;
 /// How long a load lasts unless it is told.
 pub const DURATION: Duration = Duration::from_secs(10);
 /// The longest load, and the longest delay of an ack.
@@ -319,6 +321,8 @@ struct Watch<'a> {
     given_up: Option<Instant>,
     /// How many publishers have not ended.
     publishing: u32,
+    /// Somebody has asked that the consumers stop.
+    asked_of_consumers: bool,
     /// How many messages were answered, and when that was last seen to move.
     progress: (u64, Instant),
     outcomes: Vec<Outcome>,
@@ -342,6 +346,7 @@ impl<'a> Watch<'a> {
             consumed: None,
             given_up: None,
             publishing: options.publishers,
+            asked_of_consumers: false,
             progress: (0, Instant::now()),
             outcomes: Vec::new(),
             line: live_line(),
@@ -364,9 +369,10 @@ impl<'a> Watch<'a> {
                 },
                 () = tokio::time::sleep_until(out_of_time.unwrap_or_else(Instant::now)), if out_of_time.is_some() => self.stop(),
                 () = signals.next() => {
-                    if self.load.consumed.is_cancelled() {
+                    if self.asked_of_consumers {
                         break End::Abandoned;
                     }
+                    self.asked_of_consumers = self.load.published.is_cancelled();
                     self.stop();
                 }
                 _ = ticks.tick() => {
@@ -413,7 +419,8 @@ impl<'a> Watch<'a> {
         if answered != self.progress.0 || self.publishing > 0 {
             self.progress = (answered, Instant::now());
         }
-        let waits = self.published.is_some() && !self.load.consumed.is_cancelled();
+        let is_fixed = self.published.is_some() || (self.options.publishers == 0 && self.options.count.is_some());
+        let waits = is_fixed && !self.load.consumed.is_cancelled();
         if waits && self.progress.1.elapsed() > self.patience() {
             self.given_up = Some(self.progress.1);
             self.load.consumed.cancel();
@@ -422,9 +429,11 @@ impl<'a> Watch<'a> {
 
     /// A message that is not acked may come again for so long.
     fn patience(&self) -> Duration {
-        let Some(Policy { ack_deadline, max_retries }) = self.load.policy.get() else { return PATIENCE };
-        let deadlines = if self.options.drop_rate > 0.0 { (*max_retries).min(MAX_RETRIES_WAITED_FOR) + 1 } else { 1 };
-        PATIENCE + *ack_deadline * deadlines
+        let longest = |&Policy { ack_deadline, max_retries }: &Policy| {
+            let retried = self.options.drop_rate > 0.0;
+            ack_deadline * if retried { max_retries.min(MAX_RETRIES_WAITED_FOR) + 1 } else { 1 }
+        };
+        PATIENCE + self.load.policies.iter().filter_map(OnceLock::get).map(longest).max().unwrap_or_default()
     }
 
     /// `None`: it never began.

@@ -47,7 +47,7 @@ pub(super) async fn consume(
     let acks = Acks(Arc::new(Mutex::new(Outbox { open: Some(open), batch: manner.batch, ..Outbox::default() })));
     let (answer, frames) = link::exchange(channel, acks.clone()).await?;
     opened();
-    let policy = *load.policy.get_or_init(|| Policy {
+    let policy = *load.policies[subscription].get_or_init(|| Policy {
         ack_deadline: answer.ack_deadline.and_then(|length| length.try_into().ok()).unwrap_or_default(),
         max_retries: answer.max_retries.unwrap_or(u32::MAX),
     });

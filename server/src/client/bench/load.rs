@@ -58,8 +58,8 @@ pub(super) struct Load {
     pub(super) totals: Totals,
     /// For each subscription that is consumed.
     deliveries: Vec<Mutex<Deliveries>>,
-    /// Of one of them, once it is known.
-    pub(super) policy: OnceLock<Policy>,
+    /// Of each of these, once it is known.
+    pub(super) policies: Vec<OnceLock<Policy>>,
     /// How many messages are to be answered before consumers have had all.
     goal: AtomicU64,
 }
@@ -86,7 +86,7 @@ impl Load {
             consumed: CancellationToken::new(),
             totals: Totals::default(),
             deliveries: (0..subscriptions).map(|_| Mutex::default()).collect(),
-            policy: OnceLock::new(),
+            policies: (0..subscriptions).map(|_| OnceLock::new()).collect(),
             goal: AtomicU64::new(u64::MAX),
         }
     }

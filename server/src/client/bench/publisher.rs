@@ -121,7 +121,7 @@ impl Publisher {
         };
         while ticks.poll_tick(context).is_ready() {
             let Some(elapsed) = self.load.elapsed().checked_sub(began) else { continue };
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive and no year")]
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is positive, and bounded")]
             let due = (elapsed.as_secs_f64() * rate) as u64 + 1; // the first one at once
             self.publishes.lock().allow(due);
         }

@@ -37,6 +37,8 @@ pub(super) struct Report {
     delivered: u64,
     retries: u64,
     acked: u64,
+    /// Messages that were to be consumed, and were not there.
+    short: u64,
     /// Accepted messages that no consumer of this load has seen, by subscription.
     missing: BTreeMap<String, u64>,
     answer: Histogram<u64>,
@@ -73,6 +75,7 @@ impl Report {
             (name.clone(), missing)
         });
         let count = |total: &std::sync::atomic::AtomicU64| total.load(Ordering::Relaxed);
+        let to_consume = options.count.filter(|_| options.publishers == 0).unwrap_or_default();
         Self {
             times,
             publishers: options.publishers,
@@ -83,6 +86,7 @@ impl Report {
             delivered: count(&load.totals.delivered),
             retries: count(&load.totals.retries),
             acked: count(&load.totals.acked),
+            short: to_consume.saturating_sub(count(&load.totals.answered)),
             missing: missing.collect(),
             answer,
             delivery,
@@ -90,10 +94,10 @@ impl Report {
         }
     }
 
-    /// Whether everything was accepted and delivered, and no law is seen to be broken.
+    /// Whether everything was there, accepted and delivered, and no law is seen to be broken.
     pub(super) fn is_good(&self) -> bool {
         let laws_hold = self.ledger.as_ref().map_or(true, |ledger| ledger.values().all(Books::hold));
-        self.refused == 0 && self.missing.values().all(|&missing| missing == 0) && laws_hold
+        self.refused == 0 && self.short == 0 && self.missing.values().all(|&missing| missing == 0) && laws_hold
     }
 
     /// Prints it.
@@ -147,6 +151,9 @@ impl Report {
                 line("", format!("{name:<26}{}", values.collect::<String>()));
             }
         }
+        if self.short > 0 {
+            line("short", format!("{} messages fewer than --count came", HumanCount(self.short)));
+        }
         for (subscription, missing) in self.missing.iter().filter(|(_, missing)| **missing > 0) {
             line(
                 "missing",
@@ -185,7 +192,7 @@ impl Report {
             },
             "consumed": {
                 "acked": self.acked, "delivered": self.delivered, "retries": self.retries, "seconds": self.times.consuming.as_secs_f64(),
-                "delivery_latency_ns": latency(&self.delivery), "missing": self.missing,
+                "delivery_latency_ns": latency(&self.delivery), "missing": self.missing, "short": self.short,
             },
             "laws": laws,
         })
