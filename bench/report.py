@@ -28,8 +28,9 @@ def table(found: dict[str, Samples], machine: str, rounds: int, seconds: float) 
         f"`bench/run --rounds {rounds}`, {seconds / 60:.0f} minutes. {machine}.", "",
         f"Medians of {rounds} rounds, in turns, with the least and the most in brackets.",
         '"Of the limit" is the median of each round\'s ratio to the fastest stream named "raw ..." that sends the same',
-        "frames: tonic's and prost's own code, which keeps track of nothing. It sends stored payloads, each from memory, as",
-        "ackstream does. (Tonic decodes ack after ack there, where ackstream batches them before: ratios may pass 1.)",
+        "frames: the code of tonic and prost themselves, which keeps track of nothing. It sends stored payloads, each",
+        "from memory, as ackstream does. It decodes ack after ack, where ackstream batches them before: a ratio may",
+        "pass 1.",
     ]  # fmt: skip
     for part, samples in found.items():
         figures = list(dict.fromkeys(figure for values in samples.values() for figure in values))
