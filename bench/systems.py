@@ -272,9 +272,9 @@ def stored_in_rival(name: str, server: Server, count: int, payload: int) -> Iter
 
 def ask(process: "subprocess.Popen[str]", question: str | None = None) -> Any:
     """The next line of JSON that a program says, where there is a question after that."""
-    assert process.stdin
     assert process.stdout
     if question is not None:
+        assert process.stdin
         process.stdin.write(f"{question}\n")
         process.stdin.flush()
     impatience = threading.Timer(ANSWERED_WITHIN, process.kill)

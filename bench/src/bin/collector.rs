@@ -1,4 +1,5 @@
-//! An OTLP collector that only looks: whether the traces of retried messages are whole, and their deadlines were kept.
+//! An OTLP collector that only looks: whether the traces of retried messages are whole, and their deadlines were kept, and how long
+//! acks took.
 //!
 //! It prints its address, and for each line on its standard input one line of JSON with what it has seen.
 
@@ -40,19 +41,25 @@ impl TraceService for Collector {
 impl Collector {
     fn tell(&self) -> serde_json::Value {
         let traces = self.traces.lock().expect("no panic");
-        let (mut retried, mut broken, mut shortest) = (0, 0, u64::MAX);
+        let (mut retried, mut broken, mut shortest, mut acked) = (0, 0, u64::MAX, Vec::new());
         for spans in traces.values() {
             let (pushes, delivers): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.name.starts_with("push"));
             let attempts =
                 delivers.first().map_or(0, |deliver| number(deliver, "messaging.ackstream.delivery_attempts"));
             broken += u64::from(delivers.len() != 1 || pushes.len() as i64 != attempts);
             retried += u64::from(attempts > 1);
-            for expired in pushes.iter().filter(|push| is_expired(push)) {
-                shortest = shortest.min(expired.end_time_unix_nano - expired.start_time_unix_nano);
+            for push in pushes {
+                let took = push.end_time_unix_nano - push.start_time_unix_nano;
+                match outcome(push) {
+                    "expired" => shortest = shortest.min(took),
+                    "acked" => acked.push(took),
+                    _ => {}
+                }
             }
         }
         serde_json::json!({
             "traces": traces.len(), "retried": retried, "broken": broken, "shortest_expired_ns": (shortest < u64::MAX).then_some(shortest),
+            "acked": ackstream_bench::quantiles(&mut acked),
         })
     }
 }
@@ -65,8 +72,8 @@ fn number(span: &Span, name: &str) -> i64 {
     if let Some(Value::IntValue(number)) = value(span, name) { *number } else { 0 }
 }
 
-fn is_expired(push: &Span) -> bool {
-    matches!(value(push, "messaging.ackstream.outcome"), Some(Value::StringValue(outcome)) if outcome == "expired")
+fn outcome(push: &Span) -> &str {
+    if let Some(Value::StringValue(outcome)) = value(push, "messaging.ackstream.outcome") { outcome } else { "" }
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -1,4 +1,4 @@
-//! The limit: a tonic server that sends the same frames as ackstream and reads the same acks, and keeps track of nothing.
+//! The limit: a tonic server that sends the same frames as ackstream, reads the same acks, answers publishes, and keeps track of nothing.
 //!
 //! It prints the address on which it listens, and serves until it is killed.
 
@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use ackstream::telemetry::histogram::{ACK_EDGES, Histogram};
 use bytes::Bytes;
 use clap::Parser;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,7 +22,7 @@ mod proto {
 }
 use proto::message_stream_server::{MessageStream, MessageStreamServer};
 use proto::stream_message::Kind;
-use proto::{DataMessage, Opened, StreamMessage};
+use proto::{AckMessage, DataMessage, Opened, StreamMessage};
 
 /// The same as ackstream's.
 #[global_allocator]
@@ -88,7 +87,8 @@ struct Shared {
     payloads: Vec<Bytes>,
     /// Where latencies are measured, when each message was handed over.
     sent: Option<Mutex<Vec<Instant>>>,
-    latency: Mutex<Histogram<{ ACK_EDGES.len() }>>,
+    /// Nanoseconds from there to the ack.
+    latencies: Mutex<Vec<u64>>,
 }
 
 impl Shared {
@@ -96,7 +96,7 @@ impl Shared {
         let sent = options.rate.map(|_| Mutex::new(vec![Instant::now(); options.count as usize + 1]));
         let payloads = if options.stored { options.count } else { 1 };
         let payloads = (0..payloads).map(|_| Bytes::from(vec![b'.'; options.payload])).collect();
-        Self { options, next: AtomicU64::new(1), payloads, sent, latency: Mutex::new(Histogram::new(&ACK_EDGES)) }
+        Self { options, next: AtomicU64::new(1), payloads, sent, latencies: Mutex::default() }
     }
 
     fn handed_over(&self, id: u64) {
@@ -108,21 +108,14 @@ impl Shared {
     fn acked(&self, id: u64) {
         if let Some(sent) = &self.sent {
             let latency = sent.lock().expect("no panic")[id as usize].elapsed();
-            self.latency.lock().expect("no panic").record(latency.as_nanos() as u64);
+            self.latencies.lock().expect("no panic").push(latency.as_nanos() as u64);
         }
     }
 
-    /// Says what was measured, in the form of ackstream's metrics.
+    /// Says what was measured.
     fn tell(&self) {
         if self.sent.is_some() {
-            let mut text = String::new();
-            self.latency.lock().expect("no panic").render(
-                &mut text,
-                "ackstream_ack_latency_seconds",
-                "topic=\"demo\"",
-                1e9,
-            );
-            println!("{text}");
+            println!("{}", ackstream_bench::quantiles(&mut self.latencies.lock().expect("no panic")));
         }
     }
 }
@@ -141,10 +134,12 @@ impl MessageStream for Raw {
             return Err(Status::invalid_argument("the first frame is `open`"));
         };
         let (ended, end) = watch::channel(false);
+        let (answer, answers) = mpsc::unbounded_channel();
         let shared = Arc::clone(&self.shared);
         tokio::spawn(async move {
             while let Ok(Some(StreamMessage { kind })) = incoming.message().await {
                 match kind {
+                    Some(Kind::Data(data)) => _ = answer.send(data.id),
                     Some(Kind::Ack(ack)) => shared.acked(ack.ack_id),
                     Some(Kind::AckBatch(batch)) => batch.ack_ids.into_iter().for_each(|id| shared.acked(id)),
                     _ => {}
@@ -162,6 +157,7 @@ impl MessageStream for Raw {
             shared: Arc::clone(&self.shared),
             opened: Some(Opened { topic: open.topic, ..Opened::default() }),
             consumes: !open.publish_only,
+            answers,
             now,
             pace: self.shared.options.rate.map(|rate| Pace { rate, ticks, began: Instant::now(), allowed: 0, sent: 0 }),
             end: Box::pin(async move { _ = { end }.wait_for(|ended| *ended).await }),
@@ -181,6 +177,8 @@ struct Frames {
     shared: Arc<Shared>,
     opened: Option<Opened>,
     consumes: bool,
+    /// Publishes that are to be answered.
+    answers: mpsc::UnboundedReceiver<u64>,
     now: prost_types::Timestamp,
     pace: Option<Pace>,
     end: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -199,6 +197,10 @@ impl futures_core::Stream for Frames {
                 self.shared.handed_over(id);
                 return Poll::Ready(Some(Ok(StreamMessage { kind: Some(Kind::Data(self.data(id))) })));
             }
+        }
+        if let Poll::Ready(Some(id)) = self.answers.poll_recv(context) {
+            let ack = AckMessage { ack_id: id, message_id: id, ..AckMessage::default() };
+            return Poll::Ready(Some(Ok(StreamMessage { kind: Some(Kind::Ack(ack)) })));
         }
         self.end.as_mut().poll(context).map(|()| None)
     }
