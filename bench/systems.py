@@ -120,10 +120,13 @@ DELIVERIES = re.compile(
 
 
 @contextmanager
-def ackstream(*, metrics: bool = False, traces: str | None = None, config: str = "", **keys: str) -> Iterator[Server]:
+def ackstream(
+    *, metrics: bool = False, traces: str | None = None, share: str = "1", config: str = "", **keys: str
+) -> Iterator[Server]:
     """Our server. When the block ends, its last lines must show that both laws held.
 
-    `keys` are configuration keys; `traces` is the address of a collector, `config` the text of a configuration file.
+    `keys` are configuration keys; `traces` is the address of a collector, `share` that of the messages which are traced
+    without reason, and `config` the text of a configuration file.
     """
     port, metrics_port = free_port(), free_port()
     environment = {f"ACKSTREAM_{name.upper()}": value for name, value in keys.items()}
@@ -131,6 +134,8 @@ def ackstream(*, metrics: bool = False, traces: str | None = None, config: str =
     environment["ACKSTREAM_METRICS_LISTEN"] = f"127.0.0.1:{metrics_port}" if metrics else "off"
     if traces:
         environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://{traces}"
+        environment["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+        environment["OTEL_TRACES_SAMPLER_ARG"] = share
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "ackstream.toml"
         file.write_text(config)
