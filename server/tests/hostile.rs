@@ -159,6 +159,16 @@ impl Honest {
     }
 }
 
+/// A server with both topics, and as many descriptors on either side as there may be.
+fn with_topics(options: &[&str]) -> Process {
+    ackstream::process::raise_descriptor_limit();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("ackstream.toml");
+    std::fs::write(&config, TOPICS).unwrap();
+    let serve = ["serve", "--log-lines-per-second", "0", "--config", config.to_str().unwrap()];
+    Process::start(&[&serve[..], options].concat()) // which has read the file once it is started
+}
+
 fn other(publish_only: bool) -> Open {
     Open { topic: "other".into(), subscription: "other".into(), publish_only, ..Open::default() }
 }
@@ -253,13 +263,7 @@ const ATTACKS: [Attack; 14] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_attack_harms_the_server_or_its_honest_clients() {
-    // 3,000 connections are 3,000 descriptors here, too.
-    ackstream::process::raise_descriptor_limit();
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("ackstream.toml");
-    std::fs::write(&config, TOPICS).unwrap();
-    let config = config.to_str().unwrap();
-    let server = Process::start(&["serve", "--log-lines-per-second", "0", "--config", config]);
+    let server = with_topics(&[]);
     let mut honest = Honest::connect(&server).await;
     for (name, attack) in ATTACKS {
         honest.works(name).await;
@@ -294,14 +298,8 @@ fn connections_beyond_a_bound_are_closed_at_once_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_that_never_read_are_bounded_and_soon_gone() {
-    ackstream::process::raise_descriptor_limit();
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("ackstream.toml");
-    std::fs::write(&config, TOPICS).unwrap();
-    let config = config.to_str().unwrap();
-    let limits = ["--consumer-stuck-after", "5s", "--max-retries", "unlimited", "--ack-deadline", "100ms"];
-    let quiet = ["serve", "--log-lines-per-second", "0", "--config", config];
-    let server = Process::start(&[&quiet[..], &limits[..]].concat());
+    let server =
+        with_topics(&["--consumer-stuck-after", "5s", "--max-retries", "unlimited", "--ack-deadline", "100ms"]);
     let address = server.address;
     let mut honest = Honest::connect(&server).await;
 

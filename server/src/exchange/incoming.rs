@@ -73,11 +73,12 @@ impl Incoming {
             ending.wait_for(Option::is_some).await.ok().and_then(|how| *how).unwrap_or(Ending::Stopping)
         });
         let (session, connection) = (Arc::clone(&self.session), self.connection.clone());
+        let after = self.limits.consumer_stuck_after;
         let Ended { leave, how } = tokio::select! {
             biased;
             how = &mut server_ends => Ended { leave: Leave::Clean, how: how.result() },
             () = connection.too_old() => Ended { leave: Leave::Clean, how: Err(Refused::ConnectionTooOld) },
-            after = stuck(&session, self.limits.consumer_stuck_after) => {
+            () = stuck(&session, after) => {
                 connection.count_stuck_consumer();
                 Refused::Stuck { after }.into()
             }
@@ -233,13 +234,12 @@ impl Conversation {
 }
 
 /// Returns once a consumer has taken nothing of what was due to it for so long, and has sent nothing.
-async fn stuck(session: &Session, after: Duration) -> Duration {
+async fn stuck(session: &Session, after: Duration) {
     let mut looks = 0;
     while looks < LOOKS_UNTIL_STUCK {
         tokio::time::sleep(after / LOOKS_UNTIL_STUCK).await;
         looks = if session.has_moved() || !session.is_awaited() { 0 } else { looks + 1 };
     }
-    after
 }
 
 fn or_default(name: &str) -> &str {
