@@ -98,30 +98,18 @@ impl Config {
             values.must("max_backlog_bytes", "at least max_message_bytes, or the largest message never fits");
         }
         let topics = topics::topics(&mut values, &policy, max_message_bytes);
+        let hour = Duration::from_hours(1);
         let limits = StreamLimits {
             max_streams: values.at_least_one("max_streams", values::number::<u32>) as usize,
             max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
             max_outstanding_bytes: values.at_least_one("max_outstanding_bytes", values::bytes),
-            consumer_stuck_after: values.between(
-                "consumer_stuck_after",
-                Duration::from_secs(1),
-                Duration::from_hours(1),
-            ),
+            consumer_stuck_after: values.between("consumer_stuck_after", Duration::from_secs(1), hour),
         };
         let connections = connection_limits(&mut values);
-        let drain_timeout = values.get("drain_timeout", values::duration);
-        if drain_timeout > Duration::from_hours(1) {
-            values.must("drain_timeout", "at most 1h");
-        }
-        let summary_interval = values.get("log_summary_interval", values::duration);
-        if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&summary_interval) {
-            values.must("log_summary_interval", "between 100ms and 1h");
-        }
+        let drain_timeout = values.between("drain_timeout", Duration::ZERO, hour);
+        let summary_interval = values.between("log_summary_interval", Duration::from_millis(100), hour);
         let count = NonZeroU64::new(values.get(DEMO_COUNT, values::count));
-        let interval = values.get("demo.interval", values::duration);
-        if !(Duration::from_millis(1)..=Duration::from_hours(24)).contains(&interval) {
-            values.must("demo.interval", "between 1ms and 24h");
-        }
+        let interval = values.between("demo.interval", Duration::from_millis(1), 24 * hour);
         let settings = Settings {
             policy,
             topics,
