@@ -286,7 +286,7 @@ BACKLOG = Row(
         ),
         Panel(
             "Refused publishes", "ops",
-            "Should be 0. backlog_full: a subscription is at its bound; too_large and invalid: a publisher's mistake; draining: the server stops.",
+            "Should be 0. backlog_full: a subscription is at its bound; too_large and invalid: a publisher's mistake; draining: the server stops; denied: a client may not publish there.",
             (Query(f"sum by (topic, reason) ({rate('ackstream_messages_rejected_total', labels=TOPIC)})", "{{topic}}: {{reason}}"),),
             width=12,
         ),

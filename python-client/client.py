@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -32,6 +33,9 @@ from client_tracing import start_tracing, stop_tracing
 
 if TYPE_CHECKING:
     from client_metrics import Metrics
+
+GRPCS_OWN = "default"
+"""Stands for the authorities that gRPC comes with."""
 
 EXIT_USAGE = 64
 EXIT_UNAVAILABLE = 69
@@ -193,9 +197,12 @@ class Demo:
         say = self.output.say
         say(f"Connecting to {options.target}, topic {options.topic}, subscription {options.subscription}")
         say(f"Dropping {options.drop_rate * 100:g} % on purpose; --seed {self.seed} tells the same story again")
-        async with ackstream.connect(
-            options.target, connect_timeout=options.connect_timeout, tracer_provider=self.tracer_provider
-        ) as client:
+        try:
+            connecting = self.connect()
+        except (OSError, ValueError) as error:
+            say(f"A file of --tls-ca, --tls-cert, --tls-key or --token-file cannot be used: {error}", RED)
+            return EXIT_USAGE
+        async with connecting as client:
             consumer = client.consume(
                 options.topic,
                 options.subscription,
@@ -234,6 +241,21 @@ class Demo:
         self.output.say_what_was_left_out()
         say(str(self.tally))
         return code
+
+    def connect(self) -> ackstream.Client:
+        """Returns a client with the credentials that the options name."""
+        options, token = self.options, None
+        if file := options.token_file:
+            token = partial(ackstream.read_token, file)
+        authorities = None if options.tls_ca == GRPCS_OWN else options.tls_ca
+        wants_tls = options.tls_ca or options.tls_cert
+        return ackstream.connect(
+            options.target,
+            connect_timeout=options.connect_timeout,
+            tracer_provider=self.tracer_provider,
+            tls=ackstream.Tls(authorities, options.tls_cert, options.tls_key) if wants_tls else None,
+            token=token,
+        )
 
     async def handle(self, delivery: ackstream.Delivery) -> None:
         """Receives one delivery and answers it, or not, as the seed decides."""

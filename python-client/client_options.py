@@ -22,7 +22,7 @@ SHORTEST_INTERVAL = 0.1
 LONGEST_EXTENSION = 3600.0
 
 # What an option means that has no default.
-WITHOUT = {"seed": "random", "metrics-listen": "off"}
+WITHOUT = {"seed": "random"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Options:
     max_extension: float
     seed: int | None
     connect_timeout: float
+    tls_ca: str | None
+    tls_cert: str | None
+    tls_key: str | None
+    token_file: str | None
     metrics_listen: tuple[str, int] | None
     log_format: str
     log_lines_per_second: int
@@ -75,7 +79,11 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     for key, (_, default, text) in OPTIONS.items():
         # Values stay text here: argparse would stop at the first wrong one. A flag without a value is "", judged later.
         parser.add_argument(
-            f"--{key}", nargs="?", const="", metavar="VALUE", help=f"{text} (default: {default or WITHOUT[key]})"
+            f"--{key}",
+            nargs="?",
+            const="",
+            metavar="VALUE",
+            help=f"{text} (default: {default or WITHOUT.get(key, 'off')})",
         )
     flags, unknown = parser.parse_known_args(arguments)
 
@@ -98,6 +106,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     rates = [values.get(name) for name in ("drop_rate", "nack_rate", "fail_rate")]
     if sum(rate for rate in rates if isinstance(rate, float)) > 1:
         problems.append("--drop-rate, --nack-rate and --fail-rate: together they are more than 1")
+    if bool(values.get("tls_cert")) != bool(values.get("tls_key")):
+        problems.append("--tls-cert and --tls-key: a certificate and its private key go together")
     if problems:
         raise BadOptions(problems)
     return Options(**values)  # type: ignore[arg-type] # each value was made by the parser of its field
@@ -161,6 +171,12 @@ def _name(text: str) -> str:
     return text
 
 
+def _file(text: str) -> str:
+    if not text:
+        raise ValueError("it takes the path of a file, and none was given")
+    return text
+
+
 def _target(text: str) -> str:
     match = re.fullmatch(r"([^:\s]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", text)
     if match is None or not 1 <= int(match[2]) <= MAX_PORT:
@@ -192,6 +208,10 @@ OPTIONS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "max-extension": (_extension, "1h", "for how long the ack deadline of what is held is extended; 0s = never"),
     "seed": (_seed, "", "decides which deliveries these are: the same seed tells the same story"),
     "connect-timeout": (_duration, "30s", "how long to go on without a server"),
+    "tls-ca": (_file, "", 'speak TLS, and trust the authorities in this file; "default" are those of gRPC'),
+    "tls-cert": (_file, "", "speak TLS, and show the certificate in this file"),
+    "tls-key": (_file, "", "the file with its private key"),
+    "token-file": (_file, "", "the file with this client's token"),
     "metrics-listen": (_listen, "", "where Prometheus may ask for metrics, for example [::1]:9465; port 0 picks one"),
     "log-format": (_log_format, "text", "text or json"),
     "log-lines-per-second": (_count, "1000", "lines about single messages, at most; 0 = none"),

@@ -19,6 +19,7 @@ everywhere. The library logs to the logger "ackstream".
 
 from ackstream._client import Client, connect
 from ackstream._consumer import Consumer, Handler
+from ackstream._credentials import Tls, Token, read_token
 from ackstream._delivery import Delivery
 from ackstream._errors import AckstreamError, PublishRefused, Reject, ServerUnreachable, StreamEnded, StreamRefused
 from ackstream._events import AnswersDiscarded, StreamEvent, StreamLost, StreamOpened
@@ -40,5 +41,8 @@ __all__ = [
     "StreamLost",
     "StreamOpened",
     "StreamRefused",
+    "Tls",
+    "Token",
     "connect",
+    "read_token",
 ]

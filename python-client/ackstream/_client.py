@@ -10,6 +10,7 @@ from typing import Self
 from opentelemetry.trace import TracerProvider
 
 from ackstream._consumer import Consumer
+from ackstream._credentials import Tls, Token
 from ackstream._errors import StreamEnded
 from ackstream._events import OnEvent
 from ackstream._proto import ackstream_pb2 as pb
@@ -36,6 +37,8 @@ def connect(
     client_id: str | None = None,
     connect_timeout: float | None = DEFAULT_CONNECT_TIMEOUT,
     tracer_provider: TracerProvider | None = None,
+    tls: Tls | None = None,
+    token: Token | None = None,
 ) -> "Client":
     """Returns a client for the server at `target`, to be used as an async context manager.
 
@@ -51,13 +54,19 @@ def connect(
         tracer_provider: Takes the spans: `send {topic}` for each publish, `process {topic}` for each delivery that is
             handled, `ack` or `nack` for its answer. Default: the process's own, as it is when a stream opens; without
             an OpenTelemetry SDK there are none.
+        tls: How to speak TLS, where the server does. Default: unencrypted.
+        token: The client's token, or a function that returns it, where the server asks for one. `ackstream.read_token`
+            reads it from a file.
+
+    Raises:
+        ValueError: An argument is wrong, or what a file of `tls` or the token has.
+        OSError: A file of `tls`, or that of the token, cannot be read.
     """
     if connect_timeout is not None and not connect_timeout >= 0:
         raise ValueError(f"connect_timeout is {connect_timeout!r}: it must be 0 or more seconds, or None")
     name = client_id if client_id is not None else f"{socket.gethostname()}-{os.getpid()}"
-    return Client(
-        GrpcTransport(target), client_id=name, connect_timeout=connect_timeout, tracer_provider=tracer_provider
-    )
+    transport = GrpcTransport(target, tls=tls, token=token)
+    return Client(transport, client_id=name, connect_timeout=connect_timeout, tracer_provider=tracer_provider)
 
 
 class Client:

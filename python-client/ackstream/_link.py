@@ -101,17 +101,18 @@ class Link:
         had_server_at = self._loop.time()
         while True:
             opened_at: float | None = None
-            stream = await self._transport.open()
             try:
-                await self._shake_hands(stream)
-                opened_at = self._loop.time()
-                await self._converse(stream)
+                stream = await self._transport.open()
+                try:
+                    await self._shake_hands(stream)
+                    opened_at = self._loop.time()
+                    await self._converse(stream)
+                finally:
+                    await stream.close()
             except StreamBroken as error:
                 broken = error
             else:
                 return
-            finally:
-                await stream.close()
 
             if broken.code in CLIENT_ERRORS:
                 raise StreamRefused(broken.code, broken.sentence)

@@ -6,6 +6,7 @@ from typing import Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
+from ackstream._credentials import Tls, Token, authorization
 from ackstream._proto import ackstream_pb2 as pb
 
 METHOD = "/ackstream.v1.MessageStream/Exchange"
@@ -58,30 +59,45 @@ class Transport(Protocol):
     target: str
 
     async def open(self) -> Stream:
-        """Starts a stream, without waiting for the server."""
+        """Starts a stream, without waiting for the server; raises StreamBroken where that is not possible."""
 
 
 class GrpcTransport:
     """Streams over grpcio, each on a connection of its own."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, tls: Tls | None = None, token: Token | None = None) -> None:
         self.target = target
+        self._tls = tls
+        self._token = token
+        self._credentials()  # what is wrong is told before anything is tried
 
     async def open(self) -> "GrpcStream":
-        return GrpcStream(grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS))
+        try:
+            tls, metadata = self._credentials()
+        except (OSError, ValueError) as error:
+            raise StreamBroken(grpc.StatusCode.UNAVAILABLE, f"not tried: {error}") from None
+        if tls is None:
+            channel = grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS)
+        else:
+            channel = grpc.aio.secure_channel(self.target, tls, options=CHANNEL_OPTIONS)
+        return GrpcStream(channel, metadata)
+
+    def _credentials(self) -> tuple[grpc.ChannelCredentials | None, tuple[tuple[str, str], ...]]:
+        tls = None if self._tls is None else self._tls.read()
+        return tls, () if self._token is None else (authorization(self._token),)
 
 
 class GrpcStream:
     """One call of `Exchange`."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         self._channel = channel
         exchange: grpc.aio.StreamStreamMultiCallable[pb.StreamMessage, pb.StreamMessage] = channel.stream_stream(
             METHOD,
             request_serializer=pb.StreamMessage.SerializeToString,
             response_deserializer=pb.StreamMessage.FromString,
         )
-        self._call = exchange()
+        self._call = exchange(metadata=metadata)
         self._closed = False
 
     async def read(self) -> pb.StreamMessage | None:

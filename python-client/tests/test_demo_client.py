@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -42,6 +43,10 @@ def test_the_defaults_drop_10_percent_of_the_topic_demo_on_this_machine() -> Non
         max_extension=3600.0,
         seed=None,
         connect_timeout=30.0,
+        tls_ca=None,
+        tls_cert=None,
+        tls_key=None,
+        token_file=None,
         metrics_listen=None,
         log_format="text",
         log_lines_per_second=1000,
@@ -212,7 +217,11 @@ async def demonstrating(
     metrics: Metrics | None = None,
     tracer_provider: TracerProvider | None = None,
 ) -> AsyncIterator[Demonstration]:
-    monkeypatch.setattr(ackstream, "connect", lambda _, **how: server.client(**how))
+    def connect(_target: str, *, tls: None, token: None, **how: Any) -> ackstream.Client:
+        assert tls is token is None, "nobody asked for credentials"
+        return server.client(**how)
+
+    monkeypatch.setattr(ackstream, "connect", connect)
     task = asyncio.create_task(
         demo.Demo(options("--seed=1", *arguments), metrics=metrics, tracer_provider=tracer_provider).run()
     )

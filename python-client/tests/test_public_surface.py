@@ -24,7 +24,10 @@ def test_the_public_surface_is_exactly_this() -> None:
         "StreamLost",
         "StreamOpened",
         "StreamRefused",
+        "Tls",
+        "Token",
         "connect",
+        "read_token",
     ]
 
 

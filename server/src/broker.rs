@@ -9,6 +9,7 @@ use ackstream_core::{MessageId, Refusal};
 
 use crate::dead_letters;
 use crate::message::Message;
+use crate::security::Verb;
 use crate::subscription::{Locked, Subscription};
 
 /// The most attributes that a publisher may give a message.
@@ -44,11 +45,13 @@ pub enum RejectReason {
     Invalid,
     /// The server is stopping.
     Draining,
+    /// The client may not publish to this topic.
+    Denied,
 }
 
 impl RejectReason {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::BacklogFull, Self::TooLarge, Self::Invalid, Self::Draining];
+    pub const ALL: [Self; 5] = [Self::BacklogFull, Self::TooLarge, Self::Invalid, Self::Draining, Self::Denied];
 
     /// Its name in metrics.
     pub const fn name(self) -> &'static str {
@@ -57,6 +60,7 @@ impl RejectReason {
             Self::TooLarge => "too_large",
             Self::Invalid => "invalid",
             Self::Draining => "draining",
+            Self::Denied => "denied",
         }
     }
 }
@@ -97,6 +101,26 @@ pub enum PublishError {
     },
     /// The message breaks a rule of its form; the sentence says which.
     Invalid(String),
+    /// The client may not publish to this topic.
+    Denied(Denied),
+}
+
+/// A client may not do what it wants to do. It is not told whether there is such a topic or subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// How the client calls itself.
+    pub client: String,
+    /// What it wants to do,
+    pub verb: Verb,
+    /// and with which topic or subscription.
+    pub name: String,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { client, verb, name } = self;
+        write!(f, "client {} may not {verb} {}", quoted(client), quoted(name))
+    }
 }
 
 impl fmt::Display for PublishError {
@@ -115,6 +139,7 @@ impl fmt::Display for PublishError {
                 )
             }
             Self::Invalid(what) => write!(f, "not accepted: {what}"),
+            Self::Denied(denied) => write!(f, "not accepted: {denied}"),
         }
     }
 }
@@ -136,6 +161,7 @@ impl PublishError {
             Self::Refused { refusal: Refusal::Draining, .. } => RejectReason::Draining,
             Self::TooLarge { .. } => RejectReason::TooLarge,
             Self::Invalid(_) => RejectReason::Invalid,
+            Self::Denied(_) => RejectReason::Denied,
         }
     }
 }
@@ -165,16 +191,26 @@ impl fmt::Display for UnknownName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Topic { name, known } => {
-                write!(f, "there is no topic {}; this server has {}", quoted(name), listed(known))
+                write!(f, "there is no topic {}{}", quoted(name), listed("this server has", known))
             }
             Self::Subscription { topic, name, known } => {
-                write!(f, "topic \"{topic}\" has no subscription {}; it has {}", quoted(name), listed(known))
+                write!(f, "topic \"{topic}\" has no subscription {}{}", quoted(name), listed("it has", known))
             }
         }
     }
 }
 
 impl std::error::Error for UnknownName {}
+
+impl UnknownName {
+    /// The same, for somebody who must not know the others.
+    #[must_use]
+    pub fn without_known(mut self) -> Self {
+        let (Self::Topic { known, .. } | Self::Subscription { known, .. }) = &mut self;
+        known.clear();
+        self
+    }
+}
 
 /// A name from outside: quoted, escaped and cut to a length that fits a sentence.
 fn quoted(name: &str) -> String {
@@ -185,10 +221,13 @@ fn quoted(name: &str) -> String {
     }
 }
 
-/// Names in a sentence: as many as fit one, as a status travels in a header of bounded size.
-fn listed(names: &[String]) -> String {
+/// The end of a sentence with names, where there are any: as many as fit one, as a status travels in a header of bounded size.
+fn listed(before: &str, names: &[String]) -> String {
     const MOST: usize = 16;
-    let mut text = names.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("; {before} {}", names.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", "));
     if names.len() > MOST {
         let _ = write!(text, " and {} more", names.len() - MOST);
     }
@@ -281,8 +320,13 @@ impl Topic {
     ///
     /// Why the message was not accepted.
     pub fn publish(&self, message: &Message) -> Result<MessageId, PublishError> {
-        let accepted = self.check(message).and_then(|()| self.store(message));
-        accepted.inspect_err(|error| self.rejections.count(error.reason()))
+        self.check(message).and_then(|()| self.store(message)).map_err(|error| self.reject(error))
+    }
+
+    /// Counts a publish that was not accepted.
+    pub fn reject(&self, why: PublishError) -> PublishError {
+        self.rejections.count(why.reason());
+        why
     }
 
     /// Whether all its subscriptions would take a message of so many bytes now.

@@ -10,7 +10,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use clap_complete::Shell;
 
-use crate::client::{self, NoTarget, Peer, Target, bench, consume, publish};
+use crate::client::{self, Credentials, Identity, NoTarget, Peer, Target, Tls, Trust, bench, consume, publish};
 use crate::config::{DEMO_COUNT, Flag, KEYS, Key, Of, Problem};
 use crate::exchange::DEFAULT_NAME;
 use crate::health::Question;
@@ -141,7 +141,8 @@ pub fn command() -> Command {
                 .mut_arg("listen", |listen| listen.help("Where the server listens; asked unless --target names another"))
                 .arg(option("target", "HOST:PORT", "The server to ask [default: where the configuration has it listen]"))
                 .arg(option("service", "NAME", "The service to ask for, such as ackstream.v1.MessageStream [default: the server]"))
-                .arg(option("timeout", "TIME", "How long the answer may take [default: 2s]")),
+                .arg(option("timeout", "TIME", "How long the answer may take [default: 2s]"))
+                .args(credentials()),
         )
         .subcommand(
             peer(Command::new("publish").about("Publish each line of a file, or of the standard input, as a message"))
@@ -203,7 +204,8 @@ const PUBLISH_HELP: &str = "\
     What finds a backlog full is published again until there is room, and so is what had no answer when a stream broke: the last line \
     says how many may therefore be stored twice.\n\n\
     In JSON a message is {\"payload\": TEXT} or {\"payload_base64\": BASE64}, and may have {\"attributes\": {NAME: VALUE}}.\n\n\
-    Exit codes: 0 all is published; 1 some lines are not, each is told by its number; 64 wrong usage, or no such topic; 66 the file \
+    Exit codes: 0 all is published; 1 some lines are not, each is told by its number; 64 wrong usage, no such topic, or the server \
+    does not let this client; 66 the file \
     cannot be read; 69 no server.";
 
 /// What a load is, and what is made of it.
@@ -221,6 +223,18 @@ fn peer(command: Command) -> Command {
         .arg(option("target", "HOST:PORT", "The server [default: localhost:50051]"))
         .arg(option("topic", "NAME", "The topic [default: demo]"))
         .arg(option("connect-timeout", "TIME", "How long to go on without a server [default: 30s]"))
+        .args(credentials())
+}
+
+/// The options by which a client trusts a server and says who it is.
+fn credentials() -> [Arg; 5] {
+    [
+        switch("tls", "Speak TLS, and trust whom this machine trusts"),
+        option("tls-ca", "FILE", "Speak TLS, and trust the authorities in this file, in PEM"),
+        option("tls-cert", "FILE", "Speak TLS, and show this certificate, in PEM"),
+        option("tls-key", "FILE", "The private key of that certificate, in PEM, which others must not read"),
+        option("token-file", "FILE", "A file with this client's token, which others must not read"),
+    ]
 }
 
 fn switch(name: &'static str, help: &'static str) -> Arg {
@@ -329,6 +343,29 @@ impl Values<'_> {
         self.read("target", |text| text.parse().map_err(|error: NoTarget| error.to_string()))
     }
 
+    fn path(&self, name: &str) -> Option<PathBuf> {
+        self.text(name).map(PathBuf::from)
+    }
+
+    fn credentials(&mut self) -> Credentials {
+        let (ca, cert, key) = (self.path("tls-ca"), self.path("tls-cert"), self.path("tls-key"));
+        let speaks_tls = self.flag("tls") || ca.is_some() || cert.is_some() || key.is_some();
+        let identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some(Identity { cert, key }),
+            (Some(cert), None) => {
+                self.wrong("tls-cert", &cert.display().to_string(), "needs its private key: say --tls-key".to_owned());
+                None
+            }
+            (None, Some(key)) => {
+                self.wrong("tls-key", &key.display().to_string(), "needs its certificate: say --tls-cert".to_owned());
+                None
+            }
+            (None, None) => None,
+        };
+        let trust = ca.map_or(Trust::System, Trust::Authorities);
+        Credentials { tls: speaks_tls.then_some(Tls { trust, identity }), token_file: self.path("token-file") }
+    }
+
     fn wrong(&mut self, name: &str, text: &str, must: String) {
         let (what, source) = (format!("{name} = {text:?}"), format!("flag --{name}"));
         self.problems.push(Problem { what, source, must });
@@ -336,12 +373,14 @@ impl Values<'_> {
 
     fn question(mut self) -> Question {
         let timeout = self.duration("timeout").unwrap_or(HEALTH_WITHIN);
-        Question { target: self.target(), service: self.text("service").unwrap_or_default(), timeout }
+        let (target, service) = (self.target(), self.text("service").unwrap_or_default());
+        Question { target, service, timeout, credentials: self.credentials() }
     }
 
     fn peer(&mut self) -> Peer {
         Peer {
             target: self.target().unwrap_or_else(|| DEFAULT_TARGET.parse().expect("it is a target")),
+            credentials: self.credentials(),
             topic: self.text("topic").unwrap_or_else(|| DEFAULT_NAME.to_owned()),
             connect_timeout: self.duration("connect-timeout").unwrap_or(client::PATIENCE),
         }

@@ -8,6 +8,7 @@
 mod backoff;
 pub mod bench;
 pub mod consume;
+mod credentials;
 mod holdings;
 mod input;
 mod json;
@@ -19,7 +20,8 @@ mod target;
 
 use std::time::Duration;
 
-pub(crate) use link::root_cause;
+pub(crate) use credentials::{AuthorizedChannel, explain_call, root_cause};
+pub use credentials::{Credentials, Identity, Tls, Trust};
 pub use link::{LinkError, PATIENCE};
 pub use target::{NoTarget, Target};
 
@@ -30,6 +32,8 @@ pub struct Peer {
     pub target: Target,
     /// The topic.
     pub topic: String,
+    /// How to present itself to it.
+    pub credentials: Credentials,
     /// How long to go on without a server.
     pub connect_timeout: Duration,
 }

@@ -3,11 +3,13 @@
 
 mod keys;
 mod layers;
+mod security;
 mod topics;
 mod values;
 
 use std::fmt;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tracing_subscriber::filter::LevelFilter;
@@ -20,6 +22,7 @@ use crate::connection::ConnectionLimits;
 use crate::exchange::{DEFAULT_NAME, StreamLimits};
 use crate::generator::Plan;
 use crate::logging::LogFormat;
+use crate::security::{Security, SecuritySettings};
 use crate::server::Settings;
 use crate::telemetry::LineLimits;
 use values::Values;
@@ -36,6 +39,8 @@ pub struct Config {
     pub metrics_listen: Option<Listen>,
     /// What the server is made of.
     pub settings: Settings,
+    /// Who may do what, and the files that say so; not read yet.
+    pub security: SecuritySettings,
     /// How long a stopping server waits for outstanding messages.
     pub drain_timeout: Duration,
     /// How log lines look.
@@ -117,13 +122,15 @@ impl Config {
             limits,
             connections,
             log_lines: LineLimits { per_second: values.get("log_lines_per_second", values::number), summary_interval },
-            traces: None, // the standard variables of OpenTelemetry say how
+            security: Arc::default(), // its files are read where a server is started
+            traces: None,             // the standard variables of OpenTelemetry say how
             traces_per_second: values.get("traces_per_second", values::number),
             demo_count: count.map(NonZeroU64::get),
         };
         let config = Self {
             listen: values.get("listen", values::listen),
             metrics_listen: values.get("metrics_listen", values::listen_or_off),
+            security: security::security(&mut values, &settings.topics()),
             settings,
             drain_timeout,
             log_format: values.get("log_format", values::log_format),
@@ -165,6 +172,16 @@ fn connection_limits(values: &mut Values<'_>) -> ConnectionLimits {
 }
 
 impl Config {
+    /// The same, with the files of its security read.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with them.
+    pub fn with_files(mut self) -> Result<Self, Vec<Problem>> {
+        self.settings.security = Arc::new(Security::load(self.security.clone())?);
+        Ok(self)
+    }
+
     /// The same, where it suits what is to be run: the demo needs its topic.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
+use crate::security::{CertificateNames, Security, names_of};
 use crate::telemetry::{ConnectionClosing, ConnectionCounts, CountedRoutes};
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
@@ -31,7 +32,7 @@ pub struct ConnectionLimits {
     pub max_connections: usize,
     /// Of those, from one address.
     pub max_connections_per_address: usize,
-    /// A client has so long for its first 24 bytes.
+    /// A client has so long for its first 24 bytes, and as long for the handshake of TLS before them.
     pub handshake_timeout: Duration,
     /// The system gives a connection up whose bytes were not acknowledged for so long; Linux only.
     pub tcp_user_timeout: Duration,
@@ -56,6 +57,8 @@ pub struct ConnectionLimits {
 /// How a connection broke.
 #[derive(Debug)]
 pub enum ConnectionError {
+    /// There was no handshake of TLS, or not in time.
+    NoTls(String),
     /// It did not begin as HTTP/2 does, or not in time.
     NoPreface(String),
     /// HTTP/2 ended it.
@@ -65,6 +68,7 @@ pub enum ConnectionError {
 impl fmt::Display for ConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoTls(why) => write!(f, "no TLS: {why}"),
             Self::NoPreface(why) => write!(f, "this is not HTTP/2: {why}"),
             Self::Http2(error) => error.fmt(f),
         }
@@ -79,12 +83,18 @@ pub struct Connections {
     routes: CountedRoutes,
     limits: ConnectionLimits,
     counts: Arc<ConnectionCounts>,
+    security: Arc<Security>,
 }
 
 impl Connections {
-    /// Serves these routes, within these limits.
-    pub const fn new(routes: CountedRoutes, limits: ConnectionLimits, counts: Arc<ConnectionCounts>) -> Self {
-        Self { routes, limits, counts }
+    /// Serves these routes, within these limits, encrypted as the security wants it.
+    pub const fn new(
+        routes: CountedRoutes,
+        limits: ConnectionLimits,
+        counts: Arc<ConnectionCounts>,
+        security: Arc<Security>,
+    ) -> Self {
+        Self { routes, limits, counts, security }
     }
 
     /// What a connection may do.
@@ -104,10 +114,38 @@ impl Connections {
     /// How the connection broke.
     pub async fn serve(
         &self,
-        mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         stop: CancellationToken,
     ) -> Result<(), ConnectionError> {
         let _open = self.counts.count_open();
+        let Some(acceptor) = self.security.tls() else {
+            return self.serve_http2(io, CertificateNames::default(), stop).await;
+        };
+        let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(io));
+        let stream = tokio::select! {
+            shaken = handshake => match shaken {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return Err(self.no_tls(error.to_string())),
+                Err(_) => return Err(self.no_tls("its handshake took too long".to_owned())),
+            },
+            () = stop.cancelled() => return Ok(()),
+        };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let names = CertificateNames(shown.map(names_of).unwrap_or_default().into());
+        Box::pin(self.serve_http2(stream, names, stop)).await
+    }
+
+    fn no_tls(&self, why: String) -> ConnectionError {
+        self.counts.count_closed(ConnectionClosing::NoTls);
+        ConnectionError::NoTls(why)
+    }
+
+    async fn serve_http2(
+        &self,
+        mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        names: CertificateNames,
+        stop: CancellationToken,
+    ) -> Result<(), ConnectionError> {
         tokio::select! {
             read = self.read_preface(&mut io) => {
                 read.inspect_err(|_| self.counts.count_closed(ConnectionClosing::NoPreface))?;
@@ -118,6 +156,7 @@ impl Connections {
         let (routes, of_request) = (self.routes.clone(), handle.clone());
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(of_request.clone());
+            request.extensions_mut().insert(names.clone());
             routes.clone().serve(request.map(|body| body.map_err(|_| StreamBroken)))
         });
         let io = TokioIo::new(Preceded { first: &PREFACE, io });

@@ -31,6 +31,7 @@ use crate::exchange::session::Session;
 use crate::exchange::status::Refused;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
+use crate::security::Caller;
 
 pub use acks::BatchingAcks;
 pub use codec::{Frame, FrameCodec};
@@ -88,6 +89,7 @@ impl MessageStream for Exchange {
             .map_err(|_| Refused::TooManyStreams { max: self.limits.max_streams })?;
         let connection =
             request.extensions().get::<Connection>().cloned().expect("every request has come on a connection");
+        let caller = request.extensions().get::<Caller>().cloned().expect("every request has a caller");
         let session = Arc::new(Session::new());
         let incoming = Incoming {
             frames: request.into_inner(),
@@ -97,6 +99,7 @@ impl MessageStream for Exchange {
             limits: self.limits,
             ending: self.ending.clone(),
             connection,
+            caller,
         };
         let reader = tokio::spawn(incoming.run());
         Ok(Response::new(Outgoing::new(session, reader.abort_handle(), place)))

@@ -4,13 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::address::Listen;
-use crate::client::{Target, root_cause};
+use crate::client::{AuthorizedChannel, Credentials, Target, Tls, Trust, explain_call};
+use crate::security::SecuritySettings;
 
 /// What to ask, and whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,20 @@ pub struct Question {
     pub service: String,
     /// How long the answer may take.
     pub timeout: Duration,
+    /// How to present oneself.
+    pub credentials: Credentials,
+}
+
+impl Question {
+    /// The same; where the server of this configuration is asked, it is trusted by its very certificate.
+    #[must_use]
+    pub fn of_own_server(mut self, security: &SecuritySettings) -> Self {
+        if let (None, None, Some(files)) = (&self.target, &self.credentials.tls, &security.files.tls) {
+            let trust = Trust::Exactly(files.cert.path.clone());
+            self.credentials.tls = Some(Tls { trust, identity: None });
+        }
+        self
+    }
 }
 
 /// Why the answer is no.
@@ -29,7 +43,7 @@ pub enum Unhealthy {
     /// There is nobody to ask: the server picks its port.
     NoTarget(Listen),
     /// Nobody answered in time.
-    Timeout(Question),
+    Timeout(Duration),
     /// The server cannot be reached.
     Unreachable(String),
     /// It has no such service.
@@ -46,7 +60,7 @@ impl fmt::Display for Unhealthy {
             Self::NoTarget(listen) => {
                 write!(f, "the server picks its port (listen = {listen}): say --target HOST:PORT")
             }
-            Self::Timeout(Question { timeout, .. }) => {
+            Self::Timeout(timeout) => {
                 write!(f, "no answer within {} (--timeout)", humantime::format_duration(*timeout))
             }
             Self::Unreachable(why) => write!(f, "the server cannot be reached: {why}"),
@@ -70,29 +84,27 @@ pub async fn ask(question: &Question, listen: Listen) -> Result<(), Unhealthy> {
         None => listen.reached_at().iter().map(ToString::to_string).collect(),
     };
     let answer = async {
-        let mut client = HealthClient::new(connect(&targets).await?.ok_or(Unhealthy::NoTarget(listen))?);
+        let mut client =
+            HealthClient::new(connect(&targets, &question.credentials).await?.ok_or(Unhealthy::NoTarget(listen))?);
         let request = HealthCheckRequest { service: question.service.clone() };
         match client.check(request).await {
             Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Ok(()),
             Ok(_) => Err(Unhealthy::NotServing),
             Err(status) if status.code() == Code::NotFound => Err(Unhealthy::NoService(question.service.clone())),
-            Err(status) => Err(Unhealthy::Failed(status.message().to_owned())),
+            Err(status) => Err(Unhealthy::Failed(explain_call(status, &question.credentials).message().to_owned())),
         }
     };
-    tokio::time::timeout(question.timeout, answer).await.unwrap_or_else(|_| Err(Unhealthy::Timeout(question.clone())))
+    tokio::time::timeout(question.timeout, answer).await.unwrap_or(Err(Unhealthy::Timeout(question.timeout)))
 }
 
 /// A connection to the first of `targets` that takes one; `None` where there are no targets.
-async fn connect(targets: &[String]) -> Result<Option<Channel>, Unhealthy> {
+async fn connect(targets: &[String], credentials: &Credentials) -> Result<Option<AuthorizedChannel>, Unhealthy> {
     let mut refused = None;
     for target in targets {
-        let connected = match Endpoint::from_shared(format!("http://{target}")) {
-            Ok(endpoint) => endpoint.connect().await,
-            Err(error) => Err(error),
-        };
-        match connected {
+        let presented = credentials.present().map_err(|problem| Unhealthy::Unreachable(problem.to_string()))?;
+        match presented.connect(target, |endpoint| endpoint).await {
             Ok(channel) => return Ok(Some(channel)),
-            Err(error) => refused = Some(format!("{target}: {}", root_cause(&error))),
+            Err(status) => refused = Some(format!("{target}: {}", status.message())),
         }
     }
     refused.map_or(Ok(None), |why| Err(Unhealthy::Unreachable(why)))

@@ -56,27 +56,29 @@ fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
     Ok(match command {
         Wanted::Demo | Wanted::Serve => {
             let is_demo = command == Wanted::Demo;
-            let config = config().and_then(|config| config.suits(is_demo));
+            let config = config().and_then(|config| config.suits(is_demo)).and_then(Config::with_files);
             let environment = Environment::read(std::env::vars_os());
             let (((), mut config), Environment { traces, ignored }) = both(both(usage, config), environment)?;
             config.settings.traces = traces;
             block_on(Builder::new_current_thread(), run(is_demo, config, &ignored))
         }
-        Wanted::Config => say(&both(usage, config())?.1.to_string()),
+        Wanted::Config => say(&both(usage, config().and_then(Config::with_files))?.1.to_string()),
         Wanted::Health(question) => {
             let ((), config) = both(usage, config())?;
+            let question = question.of_own_server(&config.security);
+            question.credentials.check()?;
             block_on(Builder::new_current_thread(), ask(&question, &config))
         }
         Wanted::Publish(options) => {
-            usage?;
+            usage.and_then(|()| options.peer.credentials.check())?;
             block_on(Builder::new_current_thread(), publish::run(options))
         }
         Wanted::Consume(options) => {
-            usage?;
+            usage.and_then(|()| options.peer.credentials.check())?;
             block_on(Builder::new_current_thread(), consume::run(options))
         }
         Wanted::Bench(options) => {
-            usage?;
+            usage.and_then(|()| options.peer.credentials.check())?;
             block_on(Builder::new_current_thread(), bench::run(options))
         }
         Wanted::Completions(shell) => {
@@ -140,6 +142,14 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
     if let Some((listener, address)) = http {
         info!("Serving metrics on http://{address}/metrics");
         tokio::spawn(server.endpoint().clone().serve(listener)); // to the very end: the last scrape is the truest
+    }
+    let security = &config.settings.security;
+    if let Some(exposure) = security.exposure(address) {
+        warn!("{exposure}");
+    }
+    let powerless = security.powerless();
+    if !powerless.is_empty() {
+        warn!("They have tokens and may do nothing (add [access.CLIENT]): {}", powerless.join(", "));
     }
     if !ignored.is_empty() {
         warn!("Set, but not supported by this server: {}", ignored.join(", "));

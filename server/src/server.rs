@@ -19,6 +19,7 @@ use crate::dead_letters::DeadLetters;
 use crate::endpoint::Endpoint;
 use crate::exchange::{BatchingAcks, DEFAULT_NAME, Ending, Exchange, StreamLimits};
 use crate::proto::message_stream_server::MessageStreamServer;
+use crate::security::{Guard, Security};
 use crate::services;
 use crate::subscription::Subscription;
 use crate::telemetry::{
@@ -50,6 +51,8 @@ pub struct Settings {
     pub limits: StreamLimits,
     /// What connections may do.
     pub connections: ConnectionLimits,
+    /// Who may do what.
+    pub security: Arc<Security>,
     /// How many log lines there may be about single messages of one subscription.
     pub log_lines: LineLimits,
     /// How to trace messages; `None` = not at all.
@@ -140,6 +143,8 @@ impl Server {
             let subscription = Arc::clone(subscription);
             drivers.spawn(async move { subscription.drive().await });
         }
+        let security = Arc::clone(&settings.security);
+        drivers.spawn(async move { security.keep_current().await });
         let (ending, ended) = watch::channel(None);
         let exchange = Exchange::new(Arc::clone(&broker), clock, settings.limits, ended);
         let max_frame = usize::try_from(settings.max_message_bytes + FRAME_OVER_MESSAGE).unwrap_or(usize::MAX);
@@ -150,7 +155,9 @@ impl Server {
         let counts = Arc::new(ConnectionCounts::default());
         let metrics =
             Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts), Arc::clone(&counts));
-        let connections = Connections::new(CountedRoutes::new(routes, calls), settings.connections, counts);
+        let guard = Guard::new(Arc::clone(&settings.security));
+        let routes = CountedRoutes::new(routes, guard, calls);
+        let connections = Connections::new(routes, settings.connections, counts, Arc::clone(&settings.security));
         let endpoint = Endpoint::new(metrics);
         let health_names = std::iter::once(String::new()).chain(services::names()).collect();
         let server = Self {

@@ -100,7 +100,7 @@ fn a_file_that_is_no_toml_is_named() {
 #[test]
 fn values_that_are_no_single_value_are_named() {
     let found = problems("ack_deadline = [1, 2]\nlisten = { port = 5 }\ndemo = 3", &[], &[]);
-    assert!(found.contains(&"ack_deadline = (a table or a list) (file test.toml): must be a single value".to_owned()));
+    assert!(found.contains(&"ack_deadline = [1, 2] (file test.toml): must be a single value".to_owned()));
     assert!(found.contains(&"listen.port (file test.toml): there is no such key; the nearest is listen".to_owned()));
     assert!(found.contains(&"demo (file test.toml): there is no such key; the nearest is demo.count".to_owned()));
 }
@@ -421,5 +421,83 @@ fn what_config_prints_of_topics_gives_the_same_again() {
         let config = load(text, &[], &[]).unwrap();
         let again = load(&config.to_string(), &[], &[]).unwrap();
         assert_eq!(again.settings.topics(), config.settings.topics(), "{config}");
+    }
+}
+
+#[test]
+fn who_may_do_what_is_read_from_lists_and_names_and_printed_again() {
+    use ackstream::security::Verb::{Consume, Publish};
+    let text = r#"
+tokens = "tokens"
+[topics.orders.subscriptions.invoices]
+dead_letter_topic = "discard"
+[access.shop]
+publish = ["orders"]
+[access."spiffe://x/y"]
+consume = "invoices"
+[access.ops]
+publish = "*"
+consume = ["*"]
+"#;
+    let config = load(text, &[], &[]).unwrap();
+    let may = |client: &str| {
+        [(Publish, "orders"), (Consume, "invoices")]
+            .map(|(verb, name)| config.security.access.allows(client, verb, name))
+    };
+    assert_eq!(
+        ["shop", "spiffe://x/y", "ops", "", "x"].map(may),
+        [[true, false], [false, true], [true, true], [false, false], [false, false]]
+    );
+    let printed = config.to_string();
+    for line in [
+        "[access.shop]",
+        "publish = [\"orders\"]",
+        "[access.\"spiffe://x/y\"]",
+        "consume = \"invoices\"",
+        "consume = [\"*\"]",
+    ] {
+        assert!(printed.contains(line), "{printed}");
+    }
+    let again = load(&printed, &[], &[]).unwrap();
+    assert_eq!(again.security.access, config.security.access);
+}
+
+#[test]
+fn what_is_wrong_with_rights_and_files_of_security_is_told() {
+    let topics = "[topics.orders.subscriptions.invoices]\ndead_letter_topic = \"discard\"\n";
+    let of = |text: &str| problems(&format!("{text}\n{topics}"), &[], &[]);
+    for (text, expected) in [
+        ("tls_cert = \"a\"", "tls_cert = \"a\" (file test.toml): needs its private key: set tls_key"),
+        ("tls_key = \"a\"", "tls_key = \"a\" (file test.toml): needs its certificate: set tls_cert"),
+        ("tls_client_ca = \"a\"", "tls_client_ca = \"a\" (file test.toml): needs TLS: set tls_cert and tls_key"),
+        ("tokens = \"\"", "tokens = \"\" (file test.toml): must be the path of a file, or \"off\""),
+        ("reload_interval = \"1ms\"", "reload_interval = \"1ms\" (file test.toml): must be between 100ms and 1day"),
+        ("access = 1", "access = 1 (file test.toml): must be a table: write [access.CLIENT]"),
+        (
+            "[access.shop]\npublish = \"orders\"",
+            "access (file test.toml): nobody could prove to be one of these clients: set tokens or tls_client_ca",
+        ),
+        (
+            "tokens = \"t\"\n[access]\nshop = 3",
+            "access.shop = 3 (file test.toml): must be a table: write [access.CLIENT]",
+        ),
+        (
+            "tokens = \"t\"\n[access.shop]\npublishes = \"orders\"",
+            "access.shop.publishes = \"orders\" (file test.toml): there is no such key; the nearest is publish",
+        ),
+        (
+            "tokens = \"t\"\n[access.shop]\npublish = [\"orders\", \"order\"]",
+            "access.shop.publish = \"order\" (file test.toml): there is no such topic; the nearest is orders",
+        ),
+        (
+            "tokens = \"t\"\n[access.shop]\nconsume = \"orders\"",
+            "access.shop.consume = \"orders\" (file test.toml): there is no such subscription; the nearest is invoices",
+        ),
+        (
+            "tokens = \"t\"\n[access.shop]\nconsume = [[\"x\"]]",
+            "access.shop.consume = [\"x\"] (file test.toml): must be a single value",
+        ),
+    ] {
+        assert_eq!(of(text), [expected], "{text}");
     }
 }

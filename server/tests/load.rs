@@ -223,7 +223,9 @@ async fn a_message_that_another_consumer_took_is_missing() {
             }
         }
     });
-    let output = tokio::task::spawn_blocking(move || bench(&server, &["--count", "2000"])).await.unwrap();
+    // Slowly, so that it gets its turns.
+    let load = move || bench(&server, &["--count", "500", "--rate", "1000"]);
+    let output = tokio::task::spawn_blocking(load).await.unwrap();
     other.abort();
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(said.contains("came to no consumer here of demo"), "{said}");

@@ -24,8 +24,8 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::sync::{Barrier, OnceCell, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Status;
-use tonic::transport::Channel;
 
+use super::credentials::AuthorizedChannel;
 use super::{LinkError, Peer, Target, link, say};
 use crate::exit::Exit;
 use crate::process::Signals;
@@ -182,7 +182,7 @@ fn start(
                 }
             };
             let ours = (0..streams).filter(|stream| (stream % connections) % threads == thread);
-            let mut places: BTreeMap<u32, Arc<OnceCell<Channel>>> = BTreeMap::new();
+            let mut places: BTreeMap<u32, Arc<OnceCell<AuthorizedChannel>>> = BTreeMap::new();
             runtime.block_on(async {
                 let mut running = tokio::task::JoinSet::new();
                 for stream in ours {
@@ -249,11 +249,11 @@ async fn run_stream(
     options: &Options,
     load: Arc<Load>,
     stream: u32,
-    connection: &OnceCell<Channel>,
+    connection: &OnceCell<AuthorizedChannel>,
     gate: &Gate,
 ) -> Result<Outcome, Status> {
     let streams = (options.publishers + options.consumers).div_ceil(options.connections.get());
-    let channel = connection.get_or_try_init(|| link::connect(&options.peer.target, streams)).await?.clone();
+    let channel = connection.get_or_try_init(|| link::connect(&options.peer, streams)).await?.clone();
     gate.connected().await;
     let open = Open {
         topic: options.peer.topic.clone(),

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::backoff::Backoff;
-use super::{Peer, Target, say};
+use super::credentials::{AuthorizedChannel, explain_call};
+use super::{Peer, say};
 use crate::proto::message_stream_client::MessageStreamClient;
 use crate::proto::stream_message::Kind;
 use crate::proto::{Open, Opened, StreamMessage};
@@ -128,11 +128,13 @@ impl Link {
     }
 
     async fn try_open(&self) -> Result<Stream, Status> {
-        let channel = connect(&self.peer.target, 1).await?;
+        let channel = connect(&self.peer, 1).await?;
         let (say, frames) = mpsc::channel(FRAMES_WAITING);
         let open = StreamMessage { kind: Some(Kind::Open(self.open.clone())) };
         say.try_send(open).expect("the channel is new");
-        let (opened, frames) = exchange(channel, ReceiverStream::new(frames)).await?;
+        let (opened, frames) = exchange(channel, ReceiverStream::new(frames))
+            .await
+            .map_err(|status| explain_call(status, &self.peer.credentials))?;
         Ok(Stream { opened, say, frames })
     }
 }
@@ -153,21 +155,25 @@ pub(super) async fn reach(peer: &Peer) -> Result<(), LinkError> {
 /// # Errors
 ///
 /// Why there is none.
-pub(super) async fn connect(target: &Target, streams: u32) -> Result<Channel, Status> {
+pub(super) async fn connect(peer: &Peer, streams: u32) -> Result<AuthorizedChannel, Status> {
     // A stream that nobody reads for a while holds up no other one.
     let window = RECEIVE_WINDOW.saturating_mul(streams).min(LARGEST_WINDOW);
     let mut refused = Status::unavailable("there is nowhere to connect to");
-    for authority in target.authorities() {
-        let endpoint = Endpoint::from_shared(format!("http://{authority}"))
-            .expect("a target is an authority")
-            .connect_timeout(OPENED_WITHIN)
-            .initial_stream_window_size(RECEIVE_WINDOW)
-            .initial_connection_window_size(window)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-        match endpoint.connect().await {
+    for authority in peer.target.authorities() {
+        let presented =
+            peer.credentials.present().map_err(|problem| Status::unavailable(format!("not tried: {problem}")))?;
+        let connected = presented.connect(&authority, |endpoint| {
+            endpoint
+                .connect_timeout(OPENED_WITHIN)
+                .initial_stream_window_size(RECEIVE_WINDOW)
+                .initial_connection_window_size(window)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        });
+        match connected.await {
             Ok(channel) => return Ok(channel),
-            Err(error) => refused = Status::unavailable(root_cause(&error)),
+            Err(status) if is_final(status.code()) => return Err(status),
+            Err(status) => refused = status,
         }
     }
     Err(refused)
@@ -180,7 +186,7 @@ pub(super) async fn connect(target: &Target, streams: u32) -> Result<Channel, St
 ///
 /// Why the server did not open it.
 pub(super) async fn exchange(
-    channel: Channel,
+    channel: AuthorizedChannel,
     says: impl futures_core::Stream<Item = StreamMessage> + Send + 'static,
 ) -> Result<(Opened, Streaming<StreamMessage>), Status> {
     let mut client = MessageStreamClient::new(channel).max_decoding_message_size(LARGEST_FRAME);
@@ -213,13 +219,4 @@ pub(super) const fn is_final(code: Code) -> bool {
         code,
         Code::InvalidArgument | Code::NotFound | Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented
     )
-}
-
-/// The innermost error, which says what happened.
-pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -81,8 +81,8 @@ impl Layers {
             Err(problem) => problems.push(problem),
         }
         for setting in settings {
-            let is_of_a_topic = setting.key.starts_with("topics."); // looked at where topics are read
-            match values::unknown(&setting.key, &setting.source).filter(|_| !is_of_a_topic) {
+            let is_in_a_table = ["topics.", "access."].iter().any(|table| setting.key.starts_with(table)); // looked at where it is read
+            match values::unknown(&setting.key, &setting.source).filter(|_| !is_in_a_table) {
                 Some(problem) => problems.push(problem),
                 None => figment = figment.merge(setting),
             }

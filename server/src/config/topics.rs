@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ackstream_core::{Backoff, Policy};
 use figment::value::{Dict, Value};
 
-use super::values::{self, Values};
+use super::values::{self, Values, quoted};
 use crate::dead_letters::MAX_ORIGIN_BYTES;
 use crate::exchange::DEFAULT_NAME;
 use crate::server::{SubscriptionSettings, TopicSettings};
@@ -268,12 +268,6 @@ fn check_name(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!("a name has 1 to {LONGEST_NAME} letters, digits, '-', '_' and '.', and begins with a letter or digit"))
-}
-
-/// A name as a part of a TOML key.
-fn quoted(name: &str) -> String {
-    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
 }
 
 /// Every value of the subscriptions' own, with its table, key and source; for a server without topics, of the one that it has by itself.

@@ -1,6 +1,7 @@
 //! From text to values, and what can be wrong with them.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::keys::KEYS;
 use super::layers::DEFAULT;
+use super::security::{self, ACCESS};
 use super::topics::{self, TOPICS};
 use super::{Effective, Layers, Problem};
 use crate::address::{Listen, NoAddress};
@@ -107,9 +109,20 @@ impl<'a> Values<'a> {
         }
     }
 
+    /// The value of a key is wrong; the sentence says it whole.
+    pub(super) fn wrong_key(&mut self, key: &str, sentence: &str) {
+        let value = self.value(key);
+        self.wrong(key, &value, sentence);
+    }
+
+    /// Where the value of a key came from.
+    pub(super) fn source_of(&self, key: &str) -> String {
+        self.source(&self.value(key))
+    }
+
     /// Whether nobody has set this key.
     pub(super) fn is_default(&self, key: &str) -> bool {
-        self.source(&self.value(key)) == DEFAULT
+        self.source_of(key) == DEFAULT
     }
 
     /// Every key with its value and source.
@@ -122,6 +135,7 @@ impl<'a> Values<'a> {
         let mut effective: Vec<_> = KEYS.iter().map(of).collect();
         effective.sort_by(|one, other| one.table.cmp(&other.table)); // values without a table come first
         effective.extend(topics::effective(self));
+        effective.extend(security::effective(self));
         effective
     }
 
@@ -146,11 +160,12 @@ impl<'a> Values<'a> {
         let all = self.figment.find_value("").ok().and_then(Value::into_dict).unwrap_or_default();
         let mut leaves = Vec::new();
         for (name, value) in all {
-            if name == TOPICS {
+            let table = [(TOPICS, "[topics.T.subscriptions.S]"), (ACCESS, "[access.CLIENT]")];
+            if let Some((name, form)) = table.into_iter().find(|(table, _)| *table == name) {
                 if value.as_dict().is_none() {
-                    self.wrong(TOPICS, &value, "must be a table: write [topics.T.subscriptions.S]");
+                    self.wrong(name, &value, &format!("must be a table: write {form}"));
                 }
-                continue; // looked at where topics are read
+                continue; // looked at where it is read
             }
             collect_leaves(name, value, &mut leaves);
         }
@@ -165,7 +180,7 @@ pub(super) fn unknown(key: &str, source: &str) -> Option<Problem> {
     if KEYS.iter().any(|known| known.name == key) {
         return None;
     }
-    let nearest = nearest(key, KEYS.iter().map(|known| known.name).chain([TOPICS]));
+    let nearest = nearest(key, KEYS.iter().map(|known| known.name).chain([TOPICS, ACCESS]));
     Some(Problem {
         what: key.to_owned(),
         source: source.to_owned(),
@@ -233,11 +248,26 @@ pub(super) fn show(value: &Value) -> String {
             if plain { text } else { format!("{text:?}") }
         }
         (_, Ok(text)) => text,
-        (_, Err(_)) => "(a table or a list)".to_owned(),
+        (Value::Array(_, list), Err(_)) => format!("[{}]", list.iter().map(show).collect::<Vec<_>>().join(", ")),
+        (_, Err(_)) => "(a table)".to_owned(),
     }
 }
 
+/// A name as a part of a TOML key.
+pub(super) fn quoted(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if !name.is_empty() && name.chars().all(bare) { name.to_owned() } else { format!("{name:?}") }
+}
+
 // ---- one reader for each kind of value
+
+pub(super) fn path_or_off(text: &str) -> Result<Option<PathBuf>, String> {
+    match text {
+        "" => Err("must be the path of a file, or \"off\"".to_owned()),
+        "off" => Ok(None),
+        path => Ok(Some(path.into())),
+    }
+}
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)

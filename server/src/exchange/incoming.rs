@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tonic::Streaming;
 use tracing::debug;
 
-use crate::broker::{Broker, Topic};
+use crate::broker::{Broker, Denied, PublishError, Topic, UnknownName};
 use crate::clock::Clock;
 use crate::connection::Connection;
 use crate::exchange::acks::MAX_BATCH;
@@ -21,6 +21,7 @@ use crate::exchange::{Ending, StreamLimits};
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
 use crate::proto::{DataMessage, Nack, Open, Opened, StreamMessage};
+use crate::security::{Caller, Unauthenticated, Verb};
 
 /// The topic and the subscription of a client that names none.
 pub(crate) const DEFAULT_NAME: &str = "demo";
@@ -41,6 +42,7 @@ pub(super) struct Incoming {
     pub(super) limits: StreamLimits,
     pub(super) ending: watch::Receiver<Option<Ending>>,
     pub(super) connection: Connection,
+    pub(super) caller: Caller,
 }
 
 /// How the conversation ended.
@@ -59,6 +61,8 @@ impl From<Refused> for Ended {
 /// An opened stream.
 struct Conversation {
     topic: Arc<Topic>,
+    /// Why the client may not publish; `None` = it may.
+    denied: Option<Denied>,
     receiver: Option<Receiver>,
     session: Arc<Session>,
     clock: Clock,
@@ -72,12 +76,15 @@ impl Incoming {
             // An error means that the server itself is gone.
             ending.wait_for(Option::is_some).await.ok().and_then(|how| *how).unwrap_or(Ending::Stopping)
         });
-        let (session, connection) = (Arc::clone(&self.session), self.connection.clone());
+        let (session, connection, caller) = (Arc::clone(&self.session), self.connection.clone(), self.caller.clone());
         let after = self.limits.consumer_stuck_after;
         let Ended { leave, how } = tokio::select! {
             biased;
             how = &mut server_ends => Ended { leave: Leave::Clean, how: how.result() },
             () = connection.too_old() => Ended { leave: Leave::Clean, how: Err(Refused::ConnectionTooOld) },
+            () = caller.revoked() => {
+                Ended { leave: Leave::Clean, how: Err(Refused::Unauthenticated(Unauthenticated::Revoked)) }
+            }
             () = stuck(&session, after) => {
                 connection.count_stuck_consumer();
                 Refused::Stuck { after }.into()
@@ -109,7 +116,14 @@ impl Incoming {
         if length > MAX_CLIENT_ID {
             return Err(Refused::ClientIdTooLong { length });
         }
-        let topic = Arc::clone(self.broker.topic(or_default(&open.topic))?);
+        let (topic, subscription) = (or_default(&open.topic), or_default(&open.subscription));
+        let denied = self.check(Verb::Publish, topic).err();
+        match denied.clone() {
+            Some(denied) if open.publish_only => return Err(denied.into()),
+            _ if !open.publish_only => self.check(Verb::Consume, subscription)?,
+            _ => {}
+        }
+        let topic = Arc::clone(self.broker.topic(topic).map_err(|unknown| self.tell(unknown))?);
         if topic.is_draining() {
             return Err(Refused::Stopping); // it would wait for the end of the drain, and the next server may be there already
         }
@@ -123,7 +137,8 @@ impl Incoming {
         let attach = if open.publish_only {
             None
         } else {
-            let subscription = Arc::clone(topic.subscription(or_default(&open.subscription))?);
+            let subscription = topic.subscription(subscription).map_err(|unknown| self.tell(unknown))?;
+            let subscription = Arc::clone(subscription);
             let policy = subscription.lock().policy().clone();
             subscription.name().clone_into(&mut opened.subscription);
             opened.ack_deadline = Some(to_wire(policy.ack_deadline));
@@ -132,7 +147,20 @@ impl Incoming {
         };
         debug!(client_id = open.client_id, topic = opened.topic, subscription = opened.subscription, "stream opens");
         let receiver = self.session.open(opened, open.max_batch_messages as usize, &open.client_id, attach);
-        Ok(Conversation { topic, receiver, session: Arc::clone(&self.session), clock: self.clock })
+        Ok(Conversation { topic, denied, receiver, session: Arc::clone(&self.session), clock: self.clock })
+    }
+
+    /// Whether the client may do that.
+    fn check(&self, verb: Verb, name: &str) -> Result<(), Denied> {
+        if self.caller.may(verb, name) {
+            return Ok(());
+        }
+        Err(Denied { client: self.caller.to_string(), verb, name: name.to_owned() })
+    }
+
+    /// The same, without the names that the client did not ask for, where it may not know them all.
+    fn tell(&self, unknown: UnknownName) -> Refused {
+        if self.caller.may_know_all() { unknown } else { unknown.without_known() }.into()
     }
 
     fn attachment(&self, open: &Open) -> Attachment {
@@ -196,7 +224,10 @@ impl Conversation {
     async fn publish(&self, data: DataMessage) -> Result<(), Refused> {
         self.session.room_for_answer().await?;
         let ack_id = data.id;
-        let result = self.topic.publish(&Message::from(data));
+        let result = match self.denied.clone() {
+            None => self.topic.publish(&Message::from(data)),
+            Some(denied) => Err(self.topic.reject(PublishError::Denied(denied))),
+        };
         self.session.answer(Answer { ack_id, result, at: self.clock.now() });
         Ok(())
     }

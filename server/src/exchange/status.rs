@@ -6,8 +6,9 @@ use std::time::Duration;
 use ackstream_core::Refusal;
 use tonic::{Code, Status};
 
-use crate::broker::{PublishError, UnknownName};
+use crate::broker::{Denied, PublishError, UnknownName};
 use crate::exchange::Ending;
+use crate::security::Unauthenticated;
 
 /// Why the server ends a stream, or does not open it. What the stream's consumer held is released.
 #[derive(Debug)]
@@ -24,6 +25,10 @@ pub(super) enum Refused {
     ClientIdTooLong { length: usize },
     /// No such topic or subscription.
     Unknown(UnknownName),
+    /// The client may not do that.
+    Denied(Denied),
+    /// It is not known who the client is any more.
+    Unauthenticated(Unauthenticated),
     /// A frame could not be read.
     Unreadable(Status),
     /// The client publishes and does not read the answers.
@@ -53,6 +58,8 @@ impl Refused {
             | Self::ClientIdTooLong { .. }
             | Self::Unreadable(_) => Code::InvalidArgument,
             Self::Unknown(_) => Code::NotFound,
+            Self::Denied(_) => Code::PermissionDenied,
+            Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::AnswersNotRead { .. } | Self::Stuck { .. } | Self::TooManyStreams { .. } => Code::ResourceExhausted,
             Self::ConnectionTooOld | Self::Stopping => Code::Unavailable,
         }
@@ -70,6 +77,8 @@ impl fmt::Display for Refused {
                 write!(f, "client_id has {length} bytes, at most {MAX_CLIENT_ID} are allowed")
             }
             Self::Unknown(unknown) => unknown.fmt(f),
+            Self::Denied(denied) => denied.fmt(f),
+            Self::Unauthenticated(why) => why.fmt(f),
             Self::Unreadable(status) => write!(f, "a frame could not be read: {}", status.message()),
             Self::AnswersNotRead { unsent } => write!(
                 f,
@@ -107,6 +116,12 @@ impl From<UnknownName> for Refused {
     }
 }
 
+impl From<Denied> for Refused {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
+    }
+}
+
 impl Ending {
     /// How a stream ends.
     pub(super) fn result(self) -> Result<(), Refused> {
@@ -119,7 +134,7 @@ impl Ending {
 
 impl PublishError {
     /// The gRPC code that tells a publisher what to do: RESOURCE_EXHAUSTED try again later, UNAVAILABLE try another server,
-    /// INVALID_ARGUMENT do not try again.
+    /// INVALID_ARGUMENT and `PERMISSION_DENIED` do not try again.
     pub(super) const fn code(&self) -> Code {
         match self {
             Self::Refused { refusal: Refusal::TooManyMessages { .. } | Refusal::TooManyBytes { .. }, .. } => {
@@ -127,6 +142,7 @@ impl PublishError {
             }
             Self::Refused { refusal: Refusal::Draining, .. } => Code::Unavailable,
             Self::TooLarge { .. } | Self::Invalid(_) => Code::InvalidArgument,
+            Self::Denied(_) => Code::PermissionDenied,
         }
     }
 }

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use super::histogram::{CALL_EDGES, Histogram};
+use crate::security::Guard;
 use crate::services::{self, Method};
 
 /// All codes, in the order of their numbers, as the gRPC documents spell them.
@@ -96,13 +97,14 @@ impl Calls {
 #[derive(Clone)]
 pub struct CountedRoutes {
     routes: Routes,
+    guard: Guard,
     calls: Arc<Calls>,
 }
 
 impl CountedRoutes {
-    /// Counts the calls of `routes` in `calls`.
-    pub const fn new(routes: Routes, calls: Arc<Calls>) -> Self {
-        Self { routes, calls }
+    /// Counts the calls of `routes` in `calls`, those that the guard refuses among them.
+    pub const fn new(routes: Routes, guard: Guard, calls: Arc<Calls>) -> Self {
+        Self { routes, guard, calls }
     }
 
     /// Serves one call.
@@ -110,14 +112,17 @@ impl CountedRoutes {
     /// # Errors
     ///
     /// None: a call that fails says so in its response.
-    pub async fn serve<B>(self, request: Request<B>) -> Result<Response<CountedBody>, Infallible>
+    pub async fn serve<B>(self, mut request: Request<B>) -> Result<Response<CountedBody>, Infallible>
     where
         B: Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
         let place = self.calls.paths.get(request.uri().path()).copied();
         let mut call = place.map(|place| Call { calls: self.calls, place, began: Instant::now(), code: None });
-        let response = self.routes.oneshot(request).await?;
+        let response = match self.guard.admit(&mut request) {
+            Ok(()) => self.routes.oneshot(request).await?,
+            Err(refused) => refused.into_http(),
+        };
         let (head, body) = response.into_parts();
         if let Some(call) = &mut call {
             call.look(&head.headers); // a call without any message says its end here

@@ -15,6 +15,8 @@ pub enum ConnectionRefusal {
 /// Why the server closed a connection that it had served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionClosing {
+    /// Its handshake of TLS failed, or did not come in time (`handshake_timeout`).
+    NoTls,
     /// Its first bytes did not come in time, or were not those of HTTP/2 (`handshake_timeout`).
     NoPreface,
     /// A client did not read the end of its stream.
@@ -38,11 +40,12 @@ impl ConnectionRefusal {
 
 impl ConnectionClosing {
     /// All, in the order of their counters.
-    pub(super) const ALL: [Self; 3] = [Self::NoPreface, Self::EndNotRead, Self::MaxAge];
+    pub(super) const ALL: [Self; 4] = [Self::NoTls, Self::NoPreface, Self::EndNotRead, Self::MaxAge];
 
     /// Its name in metrics.
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::NoTls => "no_tls",
             Self::NoPreface => "no_preface",
             Self::EndNotRead => "end_not_read",
             Self::MaxAge => "max_age",

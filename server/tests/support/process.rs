@@ -37,21 +37,24 @@ impl Process {
 
     /// On a port that another server had.
     pub(crate) fn start_at(arguments: &[&str], listen: &str) -> Self {
-        let mut child = ackstream(arguments)
-            .args(["--listen", listen, "--metrics-listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary runs");
+        Self::spawn(ackstream(arguments).args(["--listen", listen]))
+    }
+
+    /// What this command starts.
+    pub(crate) fn spawn(command: &mut Command) -> Self {
+        let mut child =
+            command.args(["--metrics-listen", "127.0.0.1:0"]).stdout(Stdio::piped()).spawn().expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut address = |before: &str, after: &str| {
+        let mut address = |before: &str, after: [char; 2]| {
             let mut line = String::new();
             lines.read_line(&mut line).expect("a line");
-            let address = line.trim_end().strip_prefix(before).and_then(|line| line.strip_suffix(after));
+            let address =
+                line.split_once(before).map(|(_, rest)| rest.split(after).next().unwrap_or_default().trim_end());
             let address = address.and_then(|address| address.parse().ok());
             address.unwrap_or_else(|| panic!("the first lines name the addresses: {line:?}"))
         };
-        let grpc = address("[RUST SERVER] Starting gRPC server on ", "");
-        let metrics = address("[RUST SERVER] Serving metrics on http://", "/metrics");
+        let grpc = address("Starting gRPC server on ", ['"', '\n']);
+        let metrics = address("Serving metrics on http://", ['"', '/']);
         Self { child, lines, address: grpc, metrics }
     }
 
@@ -65,12 +68,15 @@ impl Process {
     #[allow(dead_code, reason = "not all tests wait for what may not come")]
     pub(crate) fn line_within(&mut self, patience: Duration) -> String {
         let process = self.child.id().to_string();
-        let watchdog = tokio::spawn(async move {
-            tokio::time::sleep(patience).await;
-            let _ = Command::new("kill").args(["-KILL", &process]).status();
+        let (done, waits) = std::sync::mpsc::channel::<()>();
+        let watchdog = std::thread::spawn(move || {
+            if waits.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = Command::new("kill").args(["-KILL", &process]).status();
+            }
         });
-        let line = tokio::task::block_in_place(|| self.line());
-        watchdog.abort();
+        let line = self.line();
+        drop(done);
+        watchdog.join().expect("it does nothing that can fail");
         line
     }
 
@@ -91,12 +97,19 @@ impl Process {
     /// The value of one series, with its labels as the page writes them.
     #[allow(dead_code, reason = "not all tests look")]
     pub(crate) fn metric(&self, series: &str) -> u64 {
+        let page = self.page();
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.expect("the page has the series").parse().expect("a whole number")
+    }
+
+    /// All metrics.
+    #[allow(dead_code, reason = "not all tests look")]
+    pub(crate) fn page(&self) -> String {
         let mut connection = std::net::TcpStream::connect(self.metrics).expect("it serves metrics");
         connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
         let mut page = String::new();
         connection.read_to_string(&mut page).expect("UTF-8");
-        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        value.expect("the page has the series").parse().expect("a whole number")
+        page
     }
 
     /// Everything that is left to read, and the exit code.

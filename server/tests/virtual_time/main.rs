@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod ending;
 mod generating;
 mod limits;
@@ -11,5 +13,6 @@ mod opening;
 mod publishing;
 mod receiving;
 mod resets;
+mod security;
 mod support;
 mod topics;

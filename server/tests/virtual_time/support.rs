@@ -53,6 +53,7 @@ pub(crate) fn settings() -> Settings {
             max_frame_bytes: 16 << 10,
             send_buffer_bytes: 128 << 10,
         },
+        security: Arc::default(),
         log_lines: LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) },
         traces: None,
         traces_per_second: 100,

@@ -12,10 +12,10 @@ use std::time::Duration;
 use futures_core::Stream;
 use hdrhistogram::Histogram;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::load::{Load, Manner, Policy, latencies};
+use crate::client::credentials::AuthorizedChannel;
 use crate::client::link;
 use crate::proto::stream_message::Kind;
 use crate::proto::{AckBatch, AckMessage, DataMessage, Open, StreamMessage};
@@ -37,7 +37,7 @@ pub(super) struct Received {
 ///
 /// How the stream broke, or why it was not opened.
 pub(super) async fn consume(
-    channel: Channel,
+    channel: AuthorizedChannel,
     open: Open,
     subscription: usize,
     manner: Manner,

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use futures_core::Stream;
 use hdrhistogram::Histogram;
 use tokio::time::{Interval, MissedTickBehavior};
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use super::ids::Ids;
 use super::load::{Load, STAMP, latencies};
+use crate::client::credentials::AuthorizedChannel;
 use crate::client::link;
 use crate::proto::stream_message::Kind;
 use crate::proto::{DataBatch, DataMessage, Open, StreamMessage};
@@ -63,7 +63,7 @@ pub(super) struct Published {
 ///
 /// How the stream broke, or why it was not opened.
 pub(super) async fn publish(
-    channel: Channel,
+    channel: AuthorizedChannel,
     open: Open,
     task: Task,
     load: Arc<Load>,
