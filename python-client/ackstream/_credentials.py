@@ -1,6 +1,7 @@
 """By what a client trusts a server, and how it says who it is."""
 
 import os
+import ssl
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ Token = str | Callable[[], str]
 
 OTHERS = stat.S_IRWXO
 """What everyone on the machine may do with a file; with one that holds a secret, nothing."""
+
+LONGEST = 1 << 20
+"""Bytes of a file."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,26 @@ class Tls:
             OSError: One cannot be read.
             ValueError: One is not PEM, or holds a secret and can be reached by everyone.
         """
-        ca = None if self.ca is None else _pem(self.ca, Path(self.ca).read_bytes(), b"CERTIFICATE")
-        cert = None if self.cert is None else _pem(self.cert, Path(self.cert).read_bytes(), b"CERTIFICATE")
-        key = None if self.key is None else _pem(self.key, _read_secret(self.key), b"PRIVATE KEY")
+        ca = None if self.ca is None else _read(self.ca)
+        cert = None if self.cert is None else _read(self.cert)
+        key = None if self.key is None else _read_secret(self.key)
+        self._check()
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+
+
+    def _check(self) -> None:
+        # gRPC says of wrong files only that it has no handshake, and tries again for ever.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+        except ssl.SSLError as error:
+            raise ValueError(f"{os.fspath(self.ca)} has no certificates in PEM: {error}") from None
+        try:
+            if self.cert is not None:
+                context.load_cert_chain(self.cert, self.key, password=_no_password)
+        except ssl.SSLError as error:
+            raise ValueError(f"{os.fspath(self.cert)} has no certificate in PEM for that private key: {error}") from None
 
 
 def read_token(path: StrPath) -> str:
@@ -77,18 +97,25 @@ def _check(token: str, name: str) -> str:
     return token
 
 
-def _read_secret(path: StrPath) -> bytes:
+def _read(path: StrPath, *, secret: bool = False) -> bytes:
+    name = os.fspath(path)
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{name} is no file")
     with Path(path).open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if os.name == "posix" and mode & OTHERS:
+        if secret and os.name == "posix" and mode & OTHERS:
             raise ValueError(
-                f"{os.fspath(path)} holds a secret that everyone on this machine can reach (mode {mode:04o}): "
-                "chmod o= it"
+                f"{name} holds a secret that everyone on this machine can reach (mode {mode:04o}): chmod o= it"
             )
-        return file.read()
-
-
-def _pem(path: StrPath, text: bytes, what: bytes) -> bytes:
-    if b"-----BEGIN " not in text or what + b"-----" not in text:
-        raise ValueError(f"{os.fspath(path)} has no {what.decode()} in PEM")
+        text = file.read(LONGEST + 1)
+    if len(text) > LONGEST:
+        raise ValueError(f"{name} has more than 1 MiB")
     return text
+
+
+def _read_secret(path: StrPath) -> bytes:
+    return _read(path, secret=True)
+
+
+def _no_password() -> str:
+    raise ssl.SSLError("the private key is encrypted")  # and nobody is there to be asked

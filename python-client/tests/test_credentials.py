@@ -100,8 +100,15 @@ class TestFiles:
         with pytest.raises(FileNotFoundError):
             ackstream.connect(tls=ackstream.Tls(files.folder / "nothing.pem"))
         files.write("ca.pem", b"hello")
-        with pytest.raises(ValueError, match=r"ca\.pem has no CERTIFICATE in PEM"):
+        with pytest.raises(ValueError, match=r"ca\.pem has no certificates in PEM"):
             ackstream.connect(tls=files.tls())
+
+    def test_a_certificate_with_another_ones_key_and_a_folder_are_told(self, files: Files) -> None:
+        other = ackstream.Tls(files.folder / "ca.pem", files.folder / "shop.pem", files.folder / "billing.key")
+        with pytest.raises(ValueError, match=r"shop\.pem has no certificate in PEM for that private key"):
+            ackstream.connect(tls=other)
+        with pytest.raises(ValueError, match="is no file"):
+            ackstream.connect(tls=ackstream.Tls(files.folder))
 
     @pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "sn\u00f6", "tab\t"])
     def test_what_is_no_token_is_refused_without_its_text(self, token: str, files: Files) -> None:

@@ -194,23 +194,13 @@ impl fmt::Display for UnknownName {
                 write!(f, "there is no topic {}{}", quoted(name), listed("this server has", known))
             }
             Self::Subscription { topic, name, known } => {
-                write!(f, "topic \"{topic}\" has no subscription {}{}", quoted(name), listed("it has", known))
+                write!(f, "topic {} has no subscription {}{}", quoted(topic), quoted(name), listed("it has", known))
             }
         }
     }
 }
 
 impl std::error::Error for UnknownName {}
-
-impl UnknownName {
-    /// The same, for somebody who must not know the others.
-    #[must_use]
-    pub fn without_known(mut self) -> Self {
-        let (Self::Topic { known, .. } | Self::Subscription { known, .. }) = &mut self;
-        known.clear();
-        self
-    }
-}
 
 /// A name from outside: quoted, escaped and cut to a length that fits a sentence.
 fn quoted(name: &str) -> String {

@@ -26,12 +26,12 @@ pub struct Question {
 }
 
 impl Question {
-    /// The same; where the server of this configuration is asked, it is trusted by its very certificate.
+    /// The same; where the server of this configuration is asked, it speaks TLS as that says, and is not asked who it is.
     #[must_use]
     pub fn of_own_server(mut self, security: &SecuritySettings) -> Self {
-        if let (None, None, Some(files)) = (&self.target, &self.credentials.tls, &security.files.tls) {
-            let trust = Trust::Exactly(files.cert.path.clone());
-            self.credentials.tls = Some(Tls { trust, identity: None });
+        let is_own = self.target.is_none() && self.credentials == Credentials::default();
+        if is_own && security.files.tls.is_some() {
+            self.credentials.tls = Some(Tls { trust: Trust::Anyone, identity: None });
         }
         self
     }

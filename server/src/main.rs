@@ -147,10 +147,7 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
     if let Some(exposure) = security.exposure(address) {
         warn!("{exposure}");
     }
-    let powerless = security.powerless();
-    if !powerless.is_empty() {
-        warn!("They have tokens and may do nothing (add [access.CLIENT]): {}", powerless.join(", "));
-    }
+    security.warn_of_the_powerless();
     if !ignored.is_empty() {
         warn!("Set, but not supported by this server: {}", ignored.join(", "));
     }

@@ -24,6 +24,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tokio_rustls::TlsAcceptor;
+use tracing::warn;
 
 pub use access::{Access, Names, Rights, Verb};
 pub use caller::{Caller, Unauthenticated};
@@ -36,6 +37,9 @@ pub use tokens::{Tokens, read_one as read_token};
 use crate::config::Problem;
 use caller::Known;
 use watched::Watched;
+
+/// Before a token in its header.
+const BEARER: &[u8] = b"Bearer ";
 
 /// What a server's security is made of.
 #[derive(Clone, Debug)]
@@ -97,8 +101,8 @@ impl Security {
             return Ok(Caller::anyone());
         }
         let (mut names, mut token) = (certificate.to_vec(), None);
-        if let Some((tokens, authorization)) = self.tokens.as_ref().zip(headers.get(AUTHORIZATION)) {
-            let bearer = authorization.as_bytes().strip_prefix(b"Bearer ").ok_or(Unauthenticated::NoBearer)?;
+        if let Some(tokens) = self.tokens.as_ref().filter(|_| headers.contains_key(AUTHORIZATION)) {
+            let bearer = bearer(headers).ok_or(Unauthenticated::NoBearer)?;
             let known = tokens.current();
             let (client, proof) = known.find(bearer).ok_or(Unauthenticated::UnknownToken)?;
             names.push(client.to_owned());
@@ -123,15 +127,30 @@ impl Security {
                 tokens.keep_current(self.reload_interval).await;
             }
         };
-        tokio::join!(tls, tokens);
+        let powerless = async {
+            if let Some(tokens) = &self.tokens {
+                let mut tokens = tokens.subscribe();
+                while tokens.changed().await.is_ok() {
+                    self.warn_of_the_powerless();
+                }
+            }
+        };
+        tokio::join!(tls, tokens, powerless);
     }
 
-    /// Clients that have a token and may do nothing: a misspelt name, most likely.
-    pub fn powerless(&self) -> Vec<String> {
-        let Some(tokens) = &self.tokens else { return Vec::new() };
+    /// Says which clients have a token and may do nothing: a misspelt name, most likely.
+    pub fn warn_of_the_powerless(&self) {
+        if self.asks_who_calls() && self.access.is_empty() {
+            warn!("No client may do anything: there is no [access.CLIENT]");
+            return;
+        }
+        let Some(tokens) = &self.tokens else { return };
         let tokens = tokens.current();
         let clients: BTreeSet<_> = tokens.clients().filter(|client| !self.access.names(client)).collect();
-        clients.into_iter().map(str::to_owned).collect()
+        if !clients.is_empty() {
+            let clients = clients.into_iter().collect::<Vec<_>>().join(", ");
+            warn!("They have tokens and may do nothing (add [access.CLIENT]): {clients}");
+        }
     }
 
     /// What whoever starts a server on this address should know about who can reach it; `None` = nothing.
@@ -151,4 +170,13 @@ impl Security {
         };
         Some(format!("{address} is open to other hosts, {what}"))
     }
+}
+
+/// The one token of these headers, where they have just that.
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    let (Some(one), None) = (all.next(), all.next()) else { return None };
+    let (scheme, token) = one.as_bytes().split_at_checked(BEARER.len())?;
+    // The scheme's case is nobody's business (RFC 9110, section 11.1).
+    scheme.eq_ignore_ascii_case(BEARER).then(|| token.trim_ascii())
 }

@@ -501,3 +501,10 @@ fn what_is_wrong_with_rights_and_files_of_security_is_told() {
         assert_eq!(of(text), [expected], "{text}");
     }
 }
+
+#[test]
+fn a_key_without_a_name_is_told_too() {
+    let found = problems("\"\" = 1", &[("ACKSTREAM_", "x")], &[]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().all(|problem| problem.starts_with("a key without a name (")), "{found:?}");
+}

@@ -1,22 +1,28 @@
-//! Faults of clients, against the real binary: they are killed under load, hang, and open streams only to leave them.
+//! Faults, against the real binary: clients are killed under load, hang, answer nonsense or nothing; what lies between breaks, stalls and
+//! slows; the server itself is stopped; collector and scraper hang.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/process.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod process;
+#[path = "support/proxy.rs"]
+mod proxy;
 
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ackstream::proto::message_stream_client::MessageStreamClient;
 use ackstream::proto::stream_message::Kind;
-use ackstream::proto::{Open, StreamMessage};
+use ackstream::proto::{AckBatch, AckMessage, DataMessage, Open, StreamMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 
-use crate::process::{Process, ackstream, next};
+use crate::process::{Process, ack, ackstream, next};
+use crate::proxy::{Mood, Proxy};
 
 /// What a test waits for happens within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -151,4 +157,199 @@ async fn ten_thousand_streams_that_are_opened_and_left_leave_nothing_behind() {
     let grown = server.rss().saturating_sub(memory);
     assert!(grown < 5 << 20, "{} KiB", grown >> 10);
     assert_eq!(server.metric("process_open_fds"), descriptors);
+}
+
+/// Both laws, and nothing left: all that was published is acked or dropped, and each delivery has ended.
+fn all_is_settled(server: &Process) -> bool {
+    let [published, acked, sent] =
+        ["messages_published_total", "messages_acked_total", "messages_sent_total"].map(|name| count(server, name, ""));
+    let dropped: u64 = ["max_retries", "rejected"]
+        .map(|reason| count(server, "messages_dropped_total", &format!("reason=\"{reason}\"")))
+        .iter()
+        .sum();
+    let outcomes: u64 = ["acked", "nacked", "expired", "released"].map(|outcome| ended(server, outcome)).iter().sum();
+    published == acked + dropped && sent == outcomes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_between_may_stall_slow_half_close_and_reset_and_no_message_is_lost() {
+    const MESSAGES: u64 = 3_000;
+    let server = Process::start(&[&QUIET[..], &["--ack-deadline", "200ms", "--max-retries", "unlimited"]].concat());
+    let proxy = Proxy::before(server.address).await;
+    let target = proxy.address.to_string();
+    let mut publish = ackstream(&["publish", "--target", &target]);
+    let mut publish = publish.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut consume = ackstream(&["consume", "--target", &target, "--wait", "1m"]);
+    let mut consume = consume.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut lines = publish.stdin.take().unwrap();
+    let faults = ["stall", "slow", "half-close", "reset", "slow", "stall"];
+    for (round, fault) in (1..).zip(faults) {
+        let acked = count(&server, "messages_acked_total", "");
+        for line in 0..MESSAGES / faults.len() as u64 {
+            writeln!(lines, "{round} {line}").unwrap();
+        }
+        lines.flush().unwrap();
+        match fault {
+            "stall" => {
+                proxy.set_mood(Mood::Stalls);
+                let expired = ended(&server, "expired");
+                let stuck = || ended(&server, "expired") > expired || messages(&server, "outstanding") == 0;
+                tokio::task::block_in_place(|| until("what is held expires", stuck));
+                proxy.set_mood(Mood::Forwards);
+            }
+            "slow" => proxy.set_mood(Mood::Slow(64)),
+            "half-close" => proxy.half_close(),
+            _ => proxy.reset(),
+        }
+        let goes_on = || count(&server, "messages_acked_total", "") > acked;
+        tokio::task::block_in_place(|| until(fault, goes_on));
+        proxy.set_mood(Mood::Forwards);
+    }
+    drop(lines);
+    tokio::task::block_in_place(|| {
+        assert!(publish.wait().unwrap().success());
+        let all = || count(&server, "messages_published_total", "") >= MESSAGES && all_is_settled(&server);
+        until("all is settled", all);
+    });
+    consume.kill().unwrap();
+    consume.wait().unwrap();
+    assert!(proxy.connections() >= 4, "both connected again: {}", proxy.connections());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_that_never_ack_ack_twice_or_ack_what_nobody_knows_cost_the_honest_nothing() {
+    const FLOOD: u64 = 100_000;
+    let server = Process::start(&[&QUIET[..], &["--ack-deadline", "100ms", "--max-retries", "unlimited"]].concat());
+    let window = || Open { max_outstanding_messages: 10, ..Open::default() };
+    let (_silent_says, mut silent) = server.open(window()).await;
+    let silent = tokio::spawn(async move { while let Ok(Some(_)) = next(&mut silent).await {} });
+    let (twice_says, mut twice) = server.open(window()).await;
+    let twice = tokio::spawn(async move {
+        let mut acked = 0;
+        while let Ok(Some(kind)) = next(&mut twice).await {
+            if let Kind::Data(data) = kind {
+                ack(&twice_says, data.id).await;
+                ack(&twice_says, data.id).await;
+                acked += 1;
+            }
+        }
+        acked
+    });
+    let (flood_says, _flood) =
+        server.open(Open { publish_only: false, max_outstanding_messages: 1, ..Open::default() }).await;
+    for first in (0..FLOOD).step_by(1_000) {
+        let ack_ids = (first..first + 1_000).map(|id| u64::MAX - id).collect();
+        let batch = Kind::AckBatch(AckBatch { ack_ids, message_ids: Vec::new() });
+        flood_says.send(StreamMessage { kind: Some(batch) }).await.unwrap();
+    }
+    let load = Load::start(&server, &["--count", "5000", "--rate", "5000"]);
+    tokio::task::block_in_place(|| {
+        until("all is published", || count(&server, "messages_published_total", "") == 5_000);
+        until("all is acked", || count(&server, "messages_acked_total", "") == 5_000);
+    });
+    drop(load);
+    assert!(all_is_settled(&server));
+    let ignored = |reason| count(&server, "acks_ignored_total", &format!("verb=\"ack\",reason=\"{reason}\""));
+    assert_eq!(ignored("unknown"), FLOOD);
+    assert!(ignored("settled") > 0, "what was acked twice was ignored once");
+    assert!(ended(&server, "expired") > 0, "the silent one had its share");
+    silent.abort();
+    twice.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_never_reads_its_answers_loses_its_stream_and_not_what_was_accepted() {
+    let server = Process::start(&QUIET);
+    let (says, answers) = server.open(Open { publish_only: true, ..Open::default() }).await;
+    let flood = tokio::spawn(async move {
+        for id in 1.. {
+            let data = Kind::Data(DataMessage { id, ..DataMessage::default() });
+            if says.send(StreamMessage { kind: Some(data) }).await.is_err() {
+                return;
+            }
+        }
+    });
+    let closed = || server.metric("ackstream_streams_closed_total{grpc_code=\"RESOURCE_EXHAUSTED\"}") == 1;
+    let gone = || server.metric("ackstream_connections") == 0; // it does not read the end either
+    tokio::task::block_in_place(|| until("its stream is ended", || closed() || gone()));
+    flood.abort();
+    let published = || count(&server, "messages_published_total", "");
+    // What had come before the end is still being stored.
+    tokio::task::block_in_place(|| until("no more is stored", || published() == messages(&server, "ready")));
+    assert!(published() >= 10_000, "{}", published());
+    drop(answers);
+    assert_eq!(ackstream(&["health", "--target", &server.address.to_string()]).output().unwrap().stdout, b"SERVING\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_stopped_finds_all_deadlines_passed_and_hands_everything_out_again() {
+    const MESSAGES: u64 = 2_000;
+    let server = Process::start(&[&QUIET[..], &["--ack-deadline", "300ms"]].concat());
+    let publisher = Load::start(&server, &["--consumers", "0", "--count", "2000"]);
+    tokio::task::block_in_place(|| until("all is there", || messages(&server, "ready") == MESSAGES));
+    drop(publisher);
+    let (says, mut deliveries) = server.open(Open { max_outstanding_messages: 5_000, ..Open::default() }).await;
+    let mut first = 0;
+    while first < MESSAGES {
+        first +=
+            u64::from(matches!(next(&mut deliveries).await, Ok(Some(Kind::Data(data))) if data.delivery_attempt == 1));
+    }
+    server.signal("-STOP");
+    let stopped = Instant::now();
+    tokio::task::block_in_place(|| {
+        until("every deadline has passed", || stopped.elapsed() > Duration::from_millis(400));
+    });
+    server.signal("-CONT");
+
+    let mut again = std::collections::BTreeSet::new();
+    while (again.len() as u64) < MESSAGES {
+        let Ok(Some(Kind::Data(data))) = next(&mut deliveries).await else { panic!("the stream goes on") };
+        if data.delivery_attempt > 1 && again.insert(data.id) {
+            let ack = AckMessage { ack_id: data.id, ..AckMessage::default() };
+            says.send(StreamMessage { kind: Some(Kind::Ack(ack)) }).await.unwrap();
+        }
+    }
+    tokio::task::block_in_place(|| until("all is settled", || all_is_settled(&server)));
+    assert_eq!(count(&server, "messages_acked_total", ""), MESSAGES);
+    assert!(ended(&server, "expired") >= MESSAGES);
+}
+
+#[test]
+fn a_collector_and_scrapers_that_hang_hold_nobody_up() {
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap(); // connects, and never says a word
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    let server = Process::spawn(
+        ackstream(&[&QUIET[..], &["--listen", "127.0.0.1:0"]].concat()).env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+    );
+    let scrapers: Vec<_> = (0..100)
+        .map(|number| {
+            let mut scraper = TcpStream::connect(server.metrics).unwrap();
+            // Half of them ask for a page that they never read, the others do not come to the end of their request.
+            let request: &[u8] = if number % 2 == 0 { b"GET /metrics HTTP/1.1\r\n\r\n" } else { b"GET /met" };
+            scraper.write_all(request).unwrap();
+            scraper
+        })
+        .collect();
+
+    let load = ackstream(&[
+        "bench",
+        "--json",
+        "--metrics",
+        "off",
+        "--count",
+        "20000",
+        "--target",
+        &server.address.to_string(),
+    ])
+    .output()
+    .unwrap();
+
+    assert!(load.status.success());
+    until("all is settled", || all_is_settled(&server));
+    assert_eq!(count(&server, "messages_acked_total", ""), 20_000);
+    drop(scrapers);
+    server.signal("-TERM");
+    let (said, code) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+    drop(collector);
 }

@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -50,8 +50,9 @@ pub enum Trust {
     System,
     /// By the authorities in this file.
     Authorities(PathBuf),
-    /// Because it has the very certificate in this file: it is the server of this configuration.
-    Exactly(PathBuf),
+    /// Whoever it is: a server on this machine is asked for its health, which is no secret, and nothing else is sent. Its certificate
+    /// need not be the one that its file has by now.
+    Anyone,
 }
 
 /// The files of a client's certificate.
@@ -139,12 +140,7 @@ impl Tls {
                 let authorities = authorities.map_err(|must| problem("tls-ca", path, must))?;
                 builder.with_root_certificates(authorities)
             }
-            Trust::Exactly(path) => {
-                let chain = read_public(path).and_then(|pem| parse_certificates(&pem));
-                let chain = chain.map_err(|must| problem("tls_cert", path, must))?;
-                let certificate = chain.into_iter().next().expect("there is one");
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(Exactly { certificate, provider }))
-            }
+            Trust::Anyone => builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider))),
         };
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
@@ -213,11 +209,20 @@ pub(crate) fn explain(error: &(dyn std::error::Error + 'static)) -> Status {
             Status::unauthenticated(format!("its certificate is not trusted: {why} (--tls-ca)"))
         }
         Some(rustls::Error::InvalidMessage(_)) => Status::unimplemented("it does not speak TLS"),
-        Some(rustls::Error::AlertReceived(alert)) => {
-            Status::unauthenticated(format!("it refuses this client in the handshake of TLS: {alert:?} (--tls-cert)"))
+        Some(rustls::Error::AlertReceived(alert)) => refused_in_handshake(&format!("{alert:?}")),
+        _ => {
+            let cause = root_cause(error);
+            // In TLS 1.3 a server looks at the certificate when the client's handshake is over, and HTTP/2 keeps the words alone.
+            match cause.strip_prefix("received fatal alert: ") {
+                Some(alert) => refused_in_handshake(alert),
+                None => Status::unavailable(cause),
+            }
         }
-        _ => Status::unavailable(root_cause(error)),
     }
+}
+
+fn refused_in_handshake(alert: &str) -> Status {
+    Status::unauthenticated(format!("it refuses this client in the handshake of TLS: {alert} (--tls-cert)"))
 }
 
 /// What the status of a call means that has brought no answer.
@@ -253,26 +258,20 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// Trusts the one server that has this certificate, and the key of it.
+/// Trusts whoever has the key of the certificate that it shows.
 #[derive(Debug)]
-struct Exactly {
-    certificate: CertificateDer<'static>,
-    provider: Arc<CryptoProvider>,
-}
+struct Anyone(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Exactly {
+impl ServerCertVerifier for Anyone {
     fn verify_server_cert(
         &self,
-        shown: &CertificateDer<'_>,
+        _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *shown == self.certificate {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(CertificateError::ApplicationVerificationFailure.into())
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -281,7 +280,7 @@ impl ServerCertVerifier for Exactly {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &self.0.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
     }
 
@@ -291,11 +290,11 @@ impl ServerCertVerifier for Exactly {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
+        let algorithms = &self.0.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -61,6 +61,9 @@ fn access(values: &mut Values<'_>, topics: &[TopicSettings], asks_who_calls: boo
     let rights = clients.iter().map(|(client, value)| {
         let path = path_of(client);
         let own = value.as_dict();
+        if client == ALL {
+            values.wrong(&path, value, "nobody is called so, and it does not stand for everyone: name each client");
+        }
         if own.is_none() {
             values.wrong(&path, value, "must be a table: write [access.CLIENT]");
         }

@@ -182,7 +182,7 @@ pub(super) fn unknown(key: &str, source: &str) -> Option<Problem> {
     }
     let nearest = nearest(key, KEYS.iter().map(|known| known.name).chain([TOPICS, ACCESS]));
     Some(Problem {
-        what: key.to_owned(),
+        what: if key.is_empty() { "a key without a name".to_owned() } else { key.to_owned() },
         source: source.to_owned(),
         must: format!("there is no such key; the nearest is {nearest}"),
     })

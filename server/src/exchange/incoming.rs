@@ -91,7 +91,7 @@ impl Incoming {
             }
             ended = self.converse() => ended,
         };
-        debug!(?leave, ?how, "stream ends");
+        debug!(?leave, how = how.as_ref().err().map(tracing::field::display), "stream ends");
         self.session.end(leave, how);
         // This task goes with the stream, as soon as its end is read. A client that does not read is not polled, and would keep it.
         tokio::time::sleep(END_READ_WITHIN).await;
@@ -116,14 +116,14 @@ impl Incoming {
         if length > MAX_CLIENT_ID {
             return Err(Refused::ClientIdTooLong { length });
         }
-        let (topic, subscription) = (or_default(&open.topic), or_default(&open.subscription));
-        let denied = self.check(Verb::Publish, topic).err();
+        let (topic_name, subscription_name) = (or_default(&open.topic), or_default(&open.subscription));
+        let denied = self.check(Verb::Publish, topic_name).err();
         match denied.clone() {
             Some(denied) if open.publish_only => return Err(denied.into()),
-            _ if !open.publish_only => self.check(Verb::Consume, subscription)?,
+            _ if !open.publish_only => self.check(Verb::Consume, subscription_name)?,
             _ => {}
         }
-        let topic = Arc::clone(self.broker.topic(topic).map_err(|unknown| self.tell(unknown))?);
+        let topic = Arc::clone(self.broker.topic(topic_name).map_err(|unknown| self.tell(unknown, &open))?);
         if topic.is_draining() {
             return Err(Refused::Stopping); // it would wait for the end of the drain, and the next server may be there already
         }
@@ -137,7 +137,7 @@ impl Incoming {
         let attach = if open.publish_only {
             None
         } else {
-            let subscription = topic.subscription(subscription).map_err(|unknown| self.tell(unknown))?;
+            let subscription = topic.subscription(subscription_name).map_err(|unknown| self.tell(unknown, &open))?;
             let subscription = Arc::clone(subscription);
             let policy = subscription.lock().policy().clone();
             subscription.name().clone_into(&mut opened.subscription);
@@ -158,9 +158,18 @@ impl Incoming {
         Err(Denied { client: self.caller.to_string(), verb, name: name.to_owned() })
     }
 
-    /// The same, without the names that the client did not ask for, where it may not know them all.
-    fn tell(&self, unknown: UnknownName) -> Refused {
-        if self.caller.may_know_all() { unknown } else { unknown.without_known() }.into()
+    /// The same; a client that may not know all topics and subscriptions is not told which there are, nor which of the two is missing.
+    fn tell(&self, unknown: UnknownName, open: &Open) -> Refused {
+        if self.caller.may_know_all() {
+            return unknown.into();
+        }
+        let (topic, name) = (or_default(&open.topic).to_owned(), or_default(&open.subscription).to_owned());
+        let known = Vec::new();
+        Refused::Unknown(if open.publish_only {
+            UnknownName::Topic { name: topic, known }
+        } else {
+            UnknownName::Subscription { topic, name, known }
+        })
     }
 
     fn attachment(&self, open: &Open) -> Attachment {

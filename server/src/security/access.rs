@@ -73,6 +73,11 @@ impl Access {
         })
     }
 
+    /// Whether no client is named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether a client of this name may do anything.
     pub fn names(&self, client: &str) -> bool {
         self.0.contains_key(client)

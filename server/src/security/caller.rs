@@ -53,7 +53,7 @@ impl fmt::Display for Unauthenticated {
                 "this server asks who calls: send a token, in the header `authorization: Bearer TOKEN`, or show a certificate of a \
                  client, with a DNS name or a URI in it"
             }
-            Self::NoBearer => "the header `authorization` must be `Bearer TOKEN`",
+            Self::NoBearer => "the header `authorization` must be `Bearer TOKEN`, and there must be one",
             Self::UnknownToken => "this is no token of this server",
             Self::Revoked => "the token is no token of this server any more; what was held is released",
         })

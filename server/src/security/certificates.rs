@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 
 use super::files::TlsFiles;
@@ -41,6 +41,9 @@ pub(super) fn server_config(files: &TlsFiles, contents: &Contents) -> Result<Arc
         files.cert.problem(format!("cannot be used with its key: {error}"))
     })?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // A resumed session would bring back a certificate without asking whether it still holds.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 

@@ -98,6 +98,10 @@ fn read_all<'a>(files: impl IntoIterator<Item = (&'a NamedFile, bool)>) -> Resul
     for (file, secret) in files {
         match read(&file.path, secret) {
             Ok(text) => contents.push(text),
+            // Somebody may have given the secret itself.
+            Err(must) if secret && !file.path.exists() => {
+                problems.push(Problem { what: file.key.to_owned(), ..file.problem(must) });
+            }
             Err(must) => problems.push(file.problem(must)),
         }
     }

@@ -65,8 +65,8 @@ impl<F: Material> Watched<F> {
         self.current.subscribe()
     }
 
-    /// Reads the files anew, so often. What has changed is in force once two looks in a row have found the same, so that a half-written
-    /// file never is; what is wrong is told once, and changes nothing. Never ends.
+    /// Reads the files anew, so often. What has changed is in force once two looks in a row have found the same, so that a file is
+    /// in force half-written only where its writer pauses; what is wrong is told once, and changes nothing. Never ends.
     pub(super) async fn keep_current(&self, every: Duration) {
         let mut in_force = self.contents.clone();
         let (mut seen, mut told) = (None, None);

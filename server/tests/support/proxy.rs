@@ -1,17 +1,34 @@
-//! A TCP proxy between a client and a server, which breaks connections when it is told to.
+//! A TCP proxy between a client and a server, which breaks, stalls, slows and half-closes connections when it is told to.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+
+/// What a proxy does with bytes, of both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It forwards them.
+    Forwards,
+    /// It keeps them until it is told otherwise.
+    #[allow(dead_code, reason = "not all tests need it")]
+    Stalls,
+    /// It forwards so many, then waits for a millisecond.
+    #[allow(dead_code, reason = "not all tests need it")]
+    Slow(usize),
+}
 
 /// A running proxy, ended with the test.
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     resets: watch::Sender<u64>,
+    half_closes: watch::Sender<u64>,
+    mood: watch::Sender<Mood>,
     forwarded: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -21,20 +38,31 @@ impl Proxy {
     pub(crate) async fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("it is bound");
-        let (resets, _) = watch::channel(0);
-        let (told, forwarded) = (resets.clone(), Arc::new(AtomicU64::new(0)));
+        let ((resets, _), (half_closes, _), (mood, _)) =
+            (watch::channel(0), watch::channel(0), watch::channel(Mood::Forwards));
+        let (told, told_to_close, moods) = (resets.clone(), half_closes.clone(), mood.clone());
+        let forwarded = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&forwarded);
         let task = tokio::spawn(async move {
             loop {
-                let (mut client, _) = listener.accept().await.expect("connections can be accepted");
-                let (mut reset, counted) = (told.subscribe(), Arc::clone(&counted));
+                let (client, _) = listener.accept().await.expect("connections can be accepted");
+                let (mut reset, closes, mood) = (told.subscribe(), told_to_close.subscribe(), moods.subscribe());
                 counted.fetch_add(1, Ordering::Relaxed);
                 tokio::spawn(async move {
-                    let Ok(mut upstream) = TcpStream::connect(server).await else { return };
+                    let Ok(upstream) = TcpStream::connect(server).await else { return };
+                    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                        (client.into_split(), upstream.into_split());
+                    let never = watch::channel(0);
+                    let both = async {
+                        tokio::join!(
+                            forward(&mut from_client, &mut to_server, mood.clone(), closes),
+                            forward(&mut from_server, &mut to_client, mood.clone(), never.1),
+                        );
+                    };
                     tokio::select! {
-                        _ = copy_bidirectional(&mut client, &mut upstream) => {}
+                        () = both => {}
                         _ = reset.changed() => {
-                            for side in [client, upstream] {
+                            for side in [to_client.as_ref(), to_server.as_ref()] {
                                 let _ = side.set_zero_linger(); // what is under way is lost, and the other side gets RST
                             }
                         }
@@ -42,7 +70,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, resets, forwarded, task }
+        Self { address, resets, half_closes, mood, forwarded, task }
     }
 
     /// Resets all connections.
@@ -50,10 +78,50 @@ impl Proxy {
         self.resets.send_modify(|resets| *resets += 1);
     }
 
+    /// Says to the server that nothing more will come from any client, and forwards the answers.
+    #[allow(dead_code, reason = "not all tests need it")]
+    pub(crate) fn half_close(&self) {
+        self.half_closes.send_modify(|closes| *closes += 1);
+    }
+
+    /// What it does from now on.
+    #[allow(dead_code, reason = "not all tests need it")]
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+
     /// Connections so far.
     pub(crate) fn connections(&self) -> u64 {
         self.forwarded.load(Ordering::Relaxed)
     }
+}
+
+/// Forwards to the end, or until it is told to close.
+async fn forward(
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
+    mut mood: watch::Receiver<Mood>,
+    mut closes: watch::Receiver<u64>,
+) {
+    let mut bytes = vec![0; 1 << 16];
+    loop {
+        if mood.wait_for(|mood| *mood != Mood::Stalls).await.is_err() {
+            return;
+        }
+        let slow = if let Mood::Slow(most) = *mood.borrow() { Some(most) } else { None };
+        let most = slow.unwrap_or(bytes.len());
+        let read = tokio::select! {
+            read = from.read(&mut bytes[..most]) => read.unwrap_or_default(),
+            Ok(()) = closes.changed() => 0,
+        };
+        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+            break;
+        }
+        if slow.is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    let _ = to.shutdown().await;
 }
 
 impl Drop for Proxy {

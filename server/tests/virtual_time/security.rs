@@ -160,22 +160,25 @@ impl World {
         }
     }
 
+    /// A client's side of TLS, with this certificate.
+    fn connector(&self, certificate: Option<&Issued>) -> TlsConnector {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(parse_authorities(self.authority.pem().as_bytes()).unwrap());
+        let mut config = match certificate {
+            Some(Issued { cert, key }) => {
+                let chain = parse_certificates(cert.as_bytes()).unwrap();
+                builder.with_client_auth_cert(chain, parse_key(key.as_bytes()).unwrap()).unwrap()
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        TlsConnector::from(Arc::new(config))
+    }
+
     async fn connect(&self, certificate: Option<&Issued>) -> Result<Channel, tonic::transport::Error> {
         let io = self.memory.dial();
-        let tls = self.encrypted.then(|| {
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-            let builder = builder.with_root_certificates(parse_authorities(self.authority.pem().as_bytes()).unwrap());
-            let mut config = match certificate {
-                Some(Issued { cert, key }) => {
-                    let chain = parse_certificates(cert.as_bytes()).unwrap();
-                    builder.with_client_auth_cert(chain, parse_key(key.as_bytes()).unwrap()).unwrap()
-                }
-                None => builder.with_no_client_auth(),
-            };
-            config.alpn_protocols = vec![b"h2".to_vec()];
-            TlsConnector::from(Arc::new(config))
-        });
+        let tls = self.encrypted.then(|| self.connector(certificate));
         let endpoint = Endpoint::from_static("http://memory");
         let mut io = Some(io);
         match tls {
@@ -322,7 +325,9 @@ async fn who_does_not_prove_who_it_is_is_unauthenticated_whatever_it_wants() {
         let world = World::start(asks).await;
         let mut proofs = vec![(Proof::default(), Code::Unauthenticated)];
         if asks != Asks::Certificate {
-            for header in ["Bearer", "Bearer ", "bearer ops", "Basic b3BzOm9wcw==", "Bearer ops", ops.as_str()] {
+            for header in
+                ["Bearer", "Bearer ", "bearer ops", "Bearerops", "Basic b3BzOm9wcw==", "Bearer ops", ops.as_str()]
+            {
                 proofs.push((Proof::by_header(header), Code::Unauthenticated));
             }
             for wrong in [&ops[1..], &ops[..ops.len() - 1], &format!("{ops}0"), &ops.to_uppercase(), &token("nobody")] {
@@ -387,12 +392,15 @@ async fn health_is_told_to_anyone_and_the_contract_to_those_who_say_who_they_are
 #[tokio::test(start_paused = true)]
 async fn what_a_client_may_not_know_is_not_listed_where_it_asks_for_what_is_not_there() {
     let world = World::start(Asks::Token).await;
+    let mut told = Vec::new();
     for (topic, subscription) in [("zzz", "invoices"), ("news", "invoices")] {
         let open = Open { topic: topic.to_owned(), subscription: subscription.to_owned(), ..Open::default() };
         let status = world.open(&world.prove("billing", false), open).await.err().unwrap();
         assert_eq!(status.code(), Code::NotFound);
         assert!(tells_nothing(&status, topic, subscription, ""), "{status:?}");
+        told.push(status.message().replace(topic, "T"));
     }
+    assert_eq!(told[0], told[1], "whether there is such a topic is not told");
 }
 
 #[tokio::test(start_paused = true)]
@@ -462,4 +470,30 @@ async fn a_handshake_that_does_not_come_or_is_none_ends_the_connection() {
     within(plain.read_to_end(&mut said)).await.unwrap();
     assert_eq!(said.first(), Some(&21), "an alert of TLS, and nothing else: {said:?}");
     assert_eq!(counts.closed(ConnectionClosing::NoTls), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_session_is_resumed_as_that_would_bring_a_certificate_back_that_holds_no_more() {
+    let world = World::start(Asks::Certificate).await;
+    let connector = world.connector(Some(&world.authority.issue(&["ops"])));
+    for _ in 0..3 {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut stream = connector.connect(name, world.memory.dial()).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        stream.read_exact(&mut [0; 9]).await.unwrap(); // its settings, and tickets before them
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_sent_once_and_the_case_of_its_scheme_is_nobodys_business() {
+    let world = World::start(Asks::Token).await;
+    for scheme in ["bearer", "BEARER"] {
+        let proof = Proof::by_header(&format!("{scheme} {}", token("shop")));
+        assert!(world.attempt(&proof, Verb::Publish, 0).await.is_ok(), "{scheme}");
+    }
+    let mut twice = world.prove("shop", false).request(tokio_stream::once(ServerReflectionRequest::default()));
+    twice.metadata_mut().append("authorization", "Bearer wrong".parse().unwrap());
+    let told = ServerReflectionClient::new(world.connect(None).await.unwrap()).server_reflection_info(twice).await;
+    assert_eq!(told.unwrap_err().code(), Code::Unauthenticated);
 }
