@@ -18,9 +18,9 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc supply venv tools rust planted release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
+steps=(format clippy rustdoc supply venv tools rust planted fuzz release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
 
-step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml; }
+step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml && cargo fmt --all --check --manifest-path checks/fuzz/Cargo.toml; }
 
 step_clippy() { cargo clippy --workspace --all-targets --locked -- -D warnings; }
 
@@ -36,11 +36,11 @@ step_supply() {
     echo "building cargo-deny, which takes minutes"
     cargo install --quiet --locked --root "$work/tools" --version "$version" cargo-deny || return
   fi
-  for manifest in Cargo.toml bench/Cargo.toml; do
+  for manifest in Cargo.toml bench/Cargo.toml checks/fuzz/Cargo.toml; do
     "$deny" --manifest-path "$manifest" --config "$PWD/deny.toml" check bans licenses sources || return
   done
   if "$deny" fetch db >"$logs/advisories" 2>&1; then
-    for manifest in Cargo.toml bench/Cargo.toml; do
+    for manifest in Cargo.toml bench/Cargo.toml checks/fuzz/Cargo.toml; do
       "$deny" --manifest-path "$manifest" --config "$PWD/deny.toml" check --disable-fetch advisories || return
     done
   else
@@ -61,6 +61,9 @@ step_rust() { PATH="$work/bin:$PATH" cargo test --workspace --locked; }
 
 # Bugs, planted one at a time: the rules or the simulation catch each.
 step_planted() { "$venv/bin/python" checks/planted/plant; }
+
+# Inputs that nobody would think of, for a quarter of a minute each; the build takes longer.
+step_fuzz() { checks/fuzz/run; }
 
 step_release() { cargo build --release --locked --bin ackstream; }
 
@@ -149,7 +152,7 @@ step_go() {
     -c python-client/pyproject.toml --rootdir . -p no:cacheprovider examples/go/tests
 }
 
-step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh checks/simulate .ci/run; }
+step_shellcheck() { "$venv/bin/shellcheck" run.sh test.sh checks/simulate checks/fuzz/run .ci/run; }
 
 # What people install: built, put into an empty environment, imported, and typed for its users.
 step_wheel() {

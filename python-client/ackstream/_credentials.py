@@ -54,7 +54,6 @@ class Tls:
         self._check()
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
-
     def _check(self) -> None:
         # gRPC says of wrong files only that it has no handshake, and tries again for ever.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -62,12 +61,12 @@ class Tls:
             if self.ca is not None:
                 context.load_verify_locations(self.ca)
         except ssl.SSLError as error:
-            raise ValueError(f"{os.fspath(self.ca)} has no certificates in PEM: {error}") from None
+            raise ValueError(f"{self.ca} has no certificates in PEM: {error}") from None
         try:
             if self.cert is not None:
                 context.load_cert_chain(self.cert, self.key, password=_no_password)
         except ssl.SSLError as error:
-            raise ValueError(f"{os.fspath(self.cert)} has no certificate in PEM for that private key: {error}") from None
+            raise ValueError(f"{self.cert} has no certificate in PEM for that private key: {error}") from None
 
 
 def read_token(path: StrPath) -> str:

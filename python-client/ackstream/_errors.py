@@ -65,8 +65,8 @@ class PublishRefused(AckstreamError):
 
     Attributes:
         code: RESOURCE_EXHAUSTED (a backlog is full: retry later), UNAVAILABLE (the server is draining: retry
-            elsewhere), INVALID_ARGUMENT (too large or invalid), or PERMISSION_DENIED (this client may not publish to this
-            topic): a retry does not help.
+            elsewhere), INVALID_ARGUMENT (too large or invalid), or PERMISSION_DENIED (this client may not publish
+            there): a retry does not help.
         retryable: Whether a retry helps; see `code`.
         position: Which message of `publish_many` it was, from 0; 0 for `publish`.
         accepted: The ids of those messages of `publish_many` that were accepted, by their position.

@@ -14,5 +14,6 @@ mod publishing;
 mod receiving;
 mod resets;
 mod security;
+mod seeds;
 mod support;
 mod topics;

@@ -10,4 +10,5 @@ mod history;
 mod nacks;
 mod policy;
 mod wakes;
+mod words;
 mod workbench;

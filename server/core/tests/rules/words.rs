@@ -1,0 +1,63 @@
+use ackstream_core::{Attachment, Backlog, Counts, DropReason, Ended, Leave, Outcome, Policy, Refusal, Window};
+
+use crate::workbench::Workbench;
+
+#[test]
+fn outcomes_and_reasons_have_the_names_that_metrics_show() {
+    let outcomes = [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Released].map(Outcome::name);
+    assert_eq!(outcomes, ["acked", "nacked", "expired", "released"]);
+    assert_eq!([DropReason::MaxRetries, DropReason::Rejected].map(DropReason::name), ["max_retries", "rejected"]);
+}
+
+#[test]
+fn a_refusal_says_why_with_its_bound() {
+    let refusals = [Refusal::TooManyMessages { max: 3 }, Refusal::TooManyBytes { max: 7 }, Refusal::Draining];
+    assert_eq!(
+        refusals.map(|refusal| refusal.to_string()),
+        [
+            "its backlog is full (max_backlog_messages = 3)",
+            "its backlog is full (max_backlog_bytes = 7)",
+            "it is draining"
+        ]
+    );
+}
+
+#[test]
+fn a_problem_with_a_policy_says_its_key_and_its_bound() {
+    let policy = Policy { max_backlog_messages: 0, ..Policy::default() };
+    let told: Vec<_> = policy.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["max_backlog_messages must be at least 1"]);
+}
+
+#[test]
+fn each_law_says_no_where_its_numbers_do_not_add_up() {
+    let backlog = Backlog { ready: 1, delayed: 2, outstanding: 3 };
+    let ended = Ended { acked: 1, nacked: 2, expired: 3, released: 4 };
+    let whole = Counts { published: 16, acked: 4, dropped: 6, sent: 13, ended };
+    assert!(whole.messages_hold(backlog) && whole.deliveries_hold(backlog));
+    for broken in [Counts { published: 17, ..whole }, Counts { acked: 5, ..whole }, Counts { dropped: 5, ..whole }] {
+        assert!(!broken.messages_hold(backlog) && broken.deliveries_hold(backlog), "{broken:?}");
+    }
+    for broken in [
+        Counts { sent: 12, ..whole },
+        Counts { ended: Ended { acked: 0, ..ended }, ..whole },
+        Counts { ended: Ended { nacked: 0, ..ended }, ..whole },
+        Counts { ended: Ended { expired: 0, ..ended }, ..whole },
+        Counts { ended: Ended { released: 0, ..ended }, ..whole },
+    ] {
+        assert!(broken.messages_hold(backlog) && !broken.deliveries_hold(backlog), "{broken:?}");
+    }
+}
+
+#[test]
+fn a_consumer_is_attached_until_it_leaves_and_a_subscription_drains_from_when_it_is_told_to() {
+    let mut bench = Workbench::new();
+    let window = Window { max_messages: 1, max_bytes: 1 };
+    let subscription = &mut bench.subscription;
+    let consumer = subscription.attach(Attachment { window, auto_ack: false }, Workbench::time(0));
+    assert!(subscription.is_attached(consumer) && !subscription.is_draining());
+    subscription.detach(consumer, Leave::Clean, Workbench::time(1));
+    assert!(!subscription.is_attached(consumer));
+    subscription.drain(Workbench::time(2));
+    assert!(subscription.is_draining());
+}
