@@ -104,7 +104,7 @@ step_tools() {
 step_stubs() { "$venv/bin/python" python-client/generate_protos.py --check; }
 
 step_ruff() {
-  local elsewhere="prometheus grafana checks/compose checks/planted/plant checks/supply/audit grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
+  local elsewhere="prometheus grafana checks/compose checks/planted/plant checks/supply/audit checks/soak grafana/check examples bench bench/run" settings="--config python-client/pyproject.toml"
   # shellcheck disable=SC2086 # several words each
   (cd $python_sources && "$venv/bin/ruff" check . && "$venv/bin/ruff" format --check .) &&
     "$venv/bin/ruff" check $settings $elsewhere && "$venv/bin/ruff" format --check $settings $elsewhere
@@ -113,7 +113,7 @@ step_ruff() {
 step_mypy() {
   (cd $python_sources && "$venv/bin/mypy") &&
     MYPYPATH=python-client:grafana "$venv/bin/mypy" --strict --explicit-package-bases grafana/dashboards.py grafana/tests prometheus/tests &&
-      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose && "$venv/bin/mypy" --strict checks/planted/plant && "$venv/bin/mypy" --strict checks/supply/audit
+      "$venv/bin/mypy" --strict grafana/check && MYPYPATH=bench "$venv/bin/mypy" --strict --ignore-missing-imports bench/run bench/systems.py && "$venv/bin/mypy" --strict checks/compose && "$venv/bin/mypy" --strict checks/planted/plant && "$venv/bin/mypy" --strict checks/supply/audit && "$venv/bin/mypy" --strict checks/soak
 }
 
 # The library, the demo client, and both against the real server.

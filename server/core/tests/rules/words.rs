@@ -1,4 +1,4 @@
-use ackstream_core::{Attachment, Backlog, Counts, DropReason, Ended, Leave, Outcome, Policy, Refusal, Window};
+use ackstream_core::{Attachment, Backlog, Counts, DropReason, Ended, Leave, Outcome, Policy, Refusal, Time, Window};
 
 use crate::workbench::Workbench;
 
@@ -7,6 +7,11 @@ fn outcomes_and_reasons_have_the_names_that_metrics_show() {
     let outcomes = [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Released].map(Outcome::name);
     assert_eq!(outcomes, ["acked", "nacked", "expired", "released"]);
     assert_eq!([DropReason::MaxRetries, DropReason::Rejected].map(DropReason::name), ["max_retries", "rejected"]);
+}
+
+#[test]
+fn an_instant_is_shown_in_seconds_since_the_epoch() {
+    assert_eq!(Time::from_nanos(1_700_000_000_000_000_042).to_string(), "1700000000.000000042");
 }
 
 #[test]
