@@ -1,4 +1,4 @@
-use ackstream_core::{ConsumerId, Leave};
+use ackstream_core::{ConsumerId, Leave, PASS};
 
 use crate::workbench::Workbench;
 
@@ -238,4 +238,23 @@ fn who_comes_late_does_not_come_for_whoever_was_woken_in_its_place() {
     assert!(bench.take(6, late).is_some());
     bench.publish(7, 1);
     assert_eq!(bench.wakes(), [], "the one message is for the consumer that was woken and is about to come");
+}
+
+#[test]
+fn whoever_waits_is_woken_when_the_last_effect_that_no_pass_came_to_is_settled_by_an_ack() {
+    // Three passes and one effect more: to publish takes two of them, to ack the third.
+    let last = 3 * PASS as u64 + 1;
+    let mut bench = Workbench::with(|policy| policy.max_retries = Some(0));
+    bench.publish(0, last);
+    let hoarder = bench.attach_with(0, u32::MAX, u64::MAX);
+    for id in 1..=last {
+        assert_eq!(bench.take(0, hoarder).map(|delivery| delivery.id.0), Some(id));
+    }
+    let [waits] = waiting(&mut bench);
+
+    bench.publish(100, 1);
+    assert_eq!(bench.wakes(), [], "an effect that is due may bring what goes first");
+    bench.ack(100, last);
+
+    assert_eq!(bench.wakes(), [waits]);
 }
