@@ -48,7 +48,7 @@ pub struct ConnectionLimits {
     pub max_streams: u32,
     /// Bytes of the headers of a request, as HTTP/2 counts them.
     pub max_header_bytes: u32,
-    /// Bytes of one HTTP/2 frame, 16 KiB to 16 MiB - 1.
+    /// Bytes of one HTTP/2 frame, 16 KiB to 1 MiB.
     pub max_frame_bytes: u32,
     /// Bytes that one stream may have waiting in HTTP/2 to be sent.
     pub send_buffer_bytes: usize,
