@@ -237,7 +237,9 @@ impl Connection {
 
     /// Closes the connection at once, with all its streams, because a client did not read the end of one.
     pub fn close_unread(&self) {
-        self.counts.count_closed(ConnectionClosing::EndNotRead);
+        if !self.close.is_cancelled() {
+            self.counts.count_closed(ConnectionClosing::EndNotRead); // once, however many streams are not read
+        }
         self.close.cancel();
     }
 

@@ -29,6 +29,7 @@ const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 /// Honest clients are on the topic `demo`, hostile ones on `other`.
 const TOPICS: &str = "
 [topics.demo.subscriptions.demo]
+ack_deadline = \"10s\"
 dead_letter_topic = \"discard\"
 [topics.other.subscriptions.other]
 dead_letter_topic = \"discard\"
@@ -40,9 +41,13 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const ACK: u8 = 1;
+/// An error of a stream (section 7).
+const REFUSED_STREAM: u32 = 7;
 /// The largest window (section 6.9.1).
 const LARGEST_WINDOW: u32 = 0x7fff_ffff;
 
@@ -89,6 +94,30 @@ impl Hostile {
         while bursts.next().is_some_and(|burst| self.say(&burst.iter().flat_map(|&n| bytes(n)).collect::<Vec<_>>())) {}
     }
 
+    /// The next frame of the server: its type, flags, stream and payload. `None`: it has closed the connection, or says nothing.
+    fn read_frame(&mut self) -> Option<(u8, u8, u32, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).ok()?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload).ok()?;
+        Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+    }
+
+    /// What the server makes of all that was said to it.
+    fn outcome(&mut self) -> Outcome {
+        const QUESTION: &[u8; 8] = b"and now?";
+        self.frame(PING, 0, 0, QUESTION);
+        let mut outcome = Outcome::NeverServed;
+        while let Some((kind, flags, _, payload)) = self.read_frame() {
+            outcome = match kind {
+                GOAWAY => return Outcome::SentAway,
+                PING if flags == ACK && payload == QUESTION => return Outcome::Served,
+                _ => Outcome::Broken,
+            };
+        }
+        outcome
+    }
+
     /// Whether the server closes the connection.
     fn is_closed(&mut self) -> bool {
         loop {
@@ -99,6 +128,22 @@ impl Hostile {
             }
         }
     }
+}
+
+/// Streams that have ended with that code.
+const INVALID: &str = "ackstream_streams_closed_total{grpc_code=\"INVALID_ARGUMENT\"}";
+
+/// How a hostile connection fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It was never spoken to: it was refused when it came.
+    NeverServed,
+    /// It was spoken to, and then it broke.
+    Broken,
+    /// It was told to go.
+    SentAway,
+    /// All was read, and it goes on.
+    Served,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -173,109 +218,199 @@ fn other(publish_only: bool) -> Open {
     Open { topic: "other".into(), subscription: "other".into(), publish_only, ..Open::default() }
 }
 
-type Attack = (&'static str, fn(SocketAddr) -> Vec<Hostile>);
+type Attack = (&'static str, fn(SocketAddr) -> Vec<Hostile>, Proof);
+
+/// What shows that the server has seen an attack.
+#[derive(Clone, Copy, Debug)]
+enum Proof {
+    /// So many connections are open at the same time.
+    Open(u64),
+    /// The connection is told to go.
+    SentAway,
+    /// A stream has ended with INVALID_ARGUMENT.
+    Refused,
+    /// The connection was spoken to, and goes on or not, as the bursts happen to be read.
+    Spoken,
+}
 
 const ATTACKS: [Attack; 14] = [
-    ("silence", |server| (0..200).map(|_| Hostile::connect(server)).collect()),
-    ("half a preface", |server| {
-        let mut hostile = Hostile::connect(server);
-        hostile.say(b"PRI * HTTP/2.0\r\n");
-        vec![hostile]
-    }),
-    ("rapid reset", |server| {
-        let mut hostile = Hostile::http2(server, &[]);
-        let headers = exchange();
-        hostile.repeat(20_000, |number| {
-            let stream = 2 * number + 1;
-            [frame(HEADERS, END_HEADERS, stream, &headers), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
-        });
-        vec![hostile]
-    }),
-    ("made you reset", |server| {
-        let mut hostile = Hostile::http2(server, &[]);
-        let headers = exchange();
-        hostile.repeat(20_000, |number| {
-            let stream = 2 * number + 1; // a window that is moved by 0 is an error of the stream
-            [frame(HEADERS, END_HEADERS, stream, &headers), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
-        });
-        vec![hostile]
-    }),
-    ("continuations without end", |server| {
-        let mut hostile = Hostile::http2(server, &[]);
-        hostile.frame(HEADERS, 0, 1, &exchange());
-        let header = [&[0x00, 1, b'x', 100][..], &[b'x'; 100]].concat();
-        hostile.repeat(100_000, |_| frame(CONTINUATION, 0, 1, &header));
-        vec![hostile]
-    }),
-    ("empty data", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(true));
-        hostile.repeat(100_000, |_| frame(DATA, 0, 1, &[]));
-        vec![hostile]
-    }),
-    ("settings", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(true));
-        hostile.repeat(100_000, |_| frame(SETTINGS, 0, 0, &[]));
-        vec![hostile]
-    }),
-    ("pings", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(true));
-        hostile.repeat(100_000, |_| frame(PING, 0, 0, &[7; 8]));
-        vec![hostile]
-    }),
-    ("windows of zero", |server| {
-        let mut publisher = Hostile::opened(server, &[], other(true));
-        let data = message(Kind::Data(DataMessage { id: 1, payload: vec![7; 1_000].into(), ..DataMessage::default() }));
-        publisher.repeat(1_000, |_| frame(DATA, 0, 1, &data));
-        let no_window = [0, 4, 0, 0, 0, 0];
-        let consumers = (0..20).map(|_| Hostile::opened(server, &no_window, other(false)));
-        consumers.chain([publisher]).collect()
-    }),
-    ("huge headers", |server| {
-        let mut hostile = Hostile::http2(server, &[]);
-        let huge = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7e][..], &[b'x'; 16_256]].concat(); // 127 + 1 + 126 * 128 bytes
-        let headers = [exchange(), huge].concat();
-        hostile.repeat(200, |number| {
-            let stream = 2 * number + 1;
-            let (first, second) = headers.split_at(10_000);
-            [frame(HEADERS, 0, stream, first), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
-        });
-        vec![hostile]
-    }),
-    ("a length of 4 GiB", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(true));
-        hostile.frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff]);
-        hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[7; 10_000]));
-        vec![hostile]
-    }),
-    ("garbage", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(true));
-        hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]));
-        vec![hostile]
-    }),
-    ("3,000 connections", |server| (0..3_000).map(|_| Hostile::connect(server)).collect()),
-    ("tiny acks", |server| {
-        let mut hostile = Hostile::opened(server, &[], other(false));
-        let ack = message(Kind::Ack(AckMessage { ack_id: 1 << 40, ..AckMessage::default() }));
-        hostile.repeat(200_000, |_| frame(DATA, 0, 1, &ack));
-        vec![hostile]
-    }),
+    ("silence", |server| (0..200).map(|_| Hostile::connect(server)).collect(), Proof::Open(200)),
+    (
+        "half a preface",
+        |server| {
+            let mut hostile = Hostile::connect(server);
+            hostile.say(b"PRI * HTTP/2.0\r\n");
+            vec![hostile]
+        },
+        Proof::Open(2),
+    ),
+    (
+        "rapid reset",
+        |server| {
+            let mut hostile = Hostile::http2(server, &[]);
+            let headers = exchange();
+            hostile.repeat(20_000, |number| {
+                let stream = 2 * number + 1;
+                [frame(HEADERS, END_HEADERS, stream, &headers), frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])].concat()
+            });
+            vec![hostile]
+        },
+        Proof::SentAway,
+    ),
+    (
+        "made you reset",
+        |server| {
+            let mut hostile = Hostile::http2(server, &[]);
+            let headers = exchange();
+            hostile.repeat(20_000, |number| {
+                let stream = 2 * number + 1; // a window that is moved by 0 is an error of the stream
+                [frame(HEADERS, END_HEADERS, stream, &headers), frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
+            });
+            vec![hostile]
+        },
+        Proof::SentAway,
+    ),
+    (
+        "continuations without end",
+        |server| {
+            let mut hostile = Hostile::http2(server, &[]);
+            hostile.frame(HEADERS, 0, 1, &exchange());
+            let header = [&[0x00, 1, b'x', 100][..], &[b'x'; 100]].concat();
+            hostile.repeat(100_000, |_| frame(CONTINUATION, 0, 1, &header));
+            vec![hostile]
+        },
+        Proof::SentAway,
+    ),
+    (
+        "empty data",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(true));
+            hostile.repeat(100_000, |_| frame(DATA, 0, 1, &[]));
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
+    (
+        "settings",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(true));
+            hostile.repeat(100_000, |_| frame(SETTINGS, 0, 0, &[]));
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
+    (
+        "pings",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(true));
+            hostile.repeat(100_000, |_| frame(PING, 0, 0, &[7; 8]));
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
+    (
+        "windows of zero",
+        |server| {
+            let mut publisher = Hostile::opened(server, &[], other(true));
+            let data =
+                message(Kind::Data(DataMessage { id: 1, payload: vec![7; 1_000].into(), ..DataMessage::default() }));
+            publisher.repeat(1_000, |_| frame(DATA, 0, 1, &data));
+            let no_window = [0, 4, 0, 0, 0, 0];
+            let consumers = (0..20).map(|_| Hostile::opened(server, &no_window, other(false)));
+            consumers.chain([publisher]).collect()
+        },
+        Proof::Spoken,
+    ),
+    (
+        "huge headers",
+        |server| {
+            let mut hostile = Hostile::http2(server, &[]);
+            let huge = [&[0x00, 1, b'x', 0x7f, 0x81, 0x7e][..], &[b'x'; 16_256]].concat(); // 127 + 1 + 126 * 128 bytes
+            let headers = [exchange(), huge].concat();
+            hostile.repeat(200, |number| {
+                let stream = 2 * number + 1;
+                let (first, second) = headers.split_at(10_000);
+                [frame(HEADERS, 0, stream, first), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
+            });
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
+    (
+        "a length of 4 GiB",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(true));
+            hostile.frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff]);
+            hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[7; 10_000]));
+            vec![hostile]
+        },
+        Proof::Refused,
+    ),
+    (
+        "garbage",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(true));
+            hostile.repeat(1_000, |_| frame(DATA, 0, 1, &[0, 0, 0, 0, 4, 0xff, 0xff, 0xff, 0xff]));
+            vec![hostile]
+        },
+        Proof::Refused,
+    ),
+    ("3,000 connections", |server| (0..3_000).map(|_| Hostile::connect(server)).collect(), Proof::Open(1_000)),
+    (
+        "tiny acks",
+        |server| {
+            let mut hostile = Hostile::opened(server, &[], other(false));
+            let ack = message(Kind::Ack(AckMessage { ack_id: 1 << 40, ..AckMessage::default() }));
+            hostile.repeat(200_000, |_| frame(DATA, 0, 1, &ack));
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
 ];
+
+/// Whether the server's metrics come to show it.
+async fn shows(server: &Process, seen: impl Fn(&Process) -> bool) -> bool {
+    let began = Instant::now();
+    while !seen(server) {
+        if began.elapsed() > ANSWERED_WITHIN {
+            return false;
+        }
+        tokio::task::yield_now().await;
+    }
+    true
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_attack_harms_the_server_or_its_honest_clients() {
     let server = with_topics(&[]);
     let mut honest = Honest::connect(&server).await;
-    for (name, attack) in ATTACKS {
+    for (name, attack, proof) in ATTACKS {
         honest.works(name).await;
-        let before = server.rss();
+        let (before, invalid) = (server.rss(), server.metric(INVALID));
         let address = server.address;
         let attackers = tokio::task::spawn_blocking(move || attack(address));
         honest.works(name).await;
-        let attackers = attackers.await.unwrap();
+        let mut attackers = attackers.await.unwrap();
         honest.works(name).await;
         let grown = server.rss().saturating_sub(before);
         assert!(grown < GROWTH, "during {name}, the server grew by {} KiB", grown >> 10);
+        let is_seen = match proof {
+            Proof::Open(least) => shows(&server, |server| server.metric("ackstream_connections") >= least).await,
+            Proof::Refused => shows(&server, |server| server.metric(INVALID) > invalid).await,
+            Proof::SentAway | Proof::Spoken => {
+                let mut first = attackers.swap_remove(0);
+                match tokio::task::spawn_blocking(move || first.outcome()).await.unwrap() {
+                    Outcome::NeverServed => false,
+                    Outcome::SentAway => true,
+                    Outcome::Served | Outcome::Broken => matches!(proof, Proof::Spoken),
+                }
+            }
+        };
         drop(attackers);
+        assert!(is_seen, "the server has not seen {name}: {proof:?}");
+        while server.metric("ackstream_connections") > 1 {
+            tokio::task::yield_now().await; // the next attack finds every place free
+        }
     }
     honest.works("the end").await;
 }
@@ -337,6 +472,30 @@ async fn a_thousand_streams_that_never_read_are_bounded_and_soon_gone() {
     let [stuck, closed] =
         ["ackstream_consumers_stuck_total", "ackstream_connections_closed_total{reason=\"end_not_read\"}"]
             .map(|series| server.metric(series));
-    assert!(stuck >= 100 && closed >= 100, "{stuck} stuck, {closed} closed");
+    assert_eq!((stuck, closed), (1_000, 100), "each stream was stuck, and each connection was closed once");
     drop(attackers);
+}
+
+#[test]
+fn streams_headers_and_frames_beyond_a_bound_are_refused_and_the_others_go_on() {
+    let bounds = ["--max-streams-per-connection", "2", "--max-header-bytes", "1KiB"];
+    let server = Process::start(&[&["serve"][..], &bounds].concat());
+    let mut hostile = Hostile::opened(server.address, &[], Open { publish_only: true, ..Open::default() });
+    hostile.frame(HEADERS, END_HEADERS, 3, &exchange());
+    hostile.frame(HEADERS, END_HEADERS, 5, &exchange());
+    let refused = std::iter::from_fn(|| hostile.read_frame()).find(|(kind, ..)| *kind == RST_STREAM);
+    assert_eq!(refused, Some((RST_STREAM, 0, 5, REFUSED_STREAM.to_be_bytes().to_vec())));
+    assert_eq!(hostile.outcome(), Outcome::Served);
+
+    let mut hostile = Hostile::http2(server.address, &[]);
+    let large = [exchange(), [&[0x00, 1, b'x', 0x7f, 0x81, 0x07][..], &[b'x'; 1_024]].concat()].concat(); // 127 + 1 + 7 * 128 bytes
+    hostile.frame(HEADERS, END_HEADERS, 1, &large);
+    let answer = std::iter::from_fn(|| hostile.read_frame()).find(|(_, _, stream, _)| *stream == 1);
+    let (kind, .., headers) = answer.unwrap();
+    // `:status`, and its three digits in the code of RFC 7541.
+    assert_eq!((kind, &headers[..5]), (HEADERS, &[0x48, 0x83, 0x69, 0x90, 0xff][..]), "431 is the answer");
+
+    let mut hostile = Hostile::http2(server.address, &[]);
+    hostile.frame(DATA, 0, 1, &vec![0; 16_385]);
+    assert_eq!(hostile.outcome(), Outcome::SentAway, "a frame of more than 16 KiB");
 }
