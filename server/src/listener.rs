@@ -54,7 +54,7 @@ pub async fn accept(
                 continue;
             }
         };
-        prepare(&stream, connections.limits());
+        prepare(&stream, connections.limits().tcp_user_timeout);
         let (connections, stop) = (connections.clone(), stop.clone());
         let (runtime, place) = workers.assign();
         let serve = async move {
@@ -72,10 +72,11 @@ pub async fn accept(
 }
 
 /// Sets what the system does for a connection. One that is gone already says so when it is read.
-fn prepare(stream: &TcpStream, limits: &ConnectionLimits) {
+#[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "no other system has it"))]
+fn prepare(stream: &TcpStream, user_timeout: Duration) {
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(limits.tcp_user_timeout));
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(user_timeout));
 }
 
 /// A socket waits with the runtime on which it was made: from here on with this one.
@@ -175,5 +176,15 @@ mod tests {
         drop(first);
         assert!(admission.open.lock().expect("it is whole").by_address.is_empty());
         assert!(admission.admit(address("192.0.2.1")).is_ok());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_system_gives_up_a_connection_whose_bytes_nobody_acknowledges() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        prepare(&stream, Duration::from_secs(7));
+        assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+        assert!(stream.nodelay().unwrap());
     }
 }

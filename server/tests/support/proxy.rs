@@ -30,6 +30,7 @@ pub(crate) struct Proxy {
     half_closes: watch::Sender<u64>,
     mood: watch::Sender<Mood>,
     forwarded: Arc<AtomicU64>,
+    hindered: Arc<AtomicU64>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -41,13 +42,14 @@ impl Proxy {
         let ((resets, _), (half_closes, _), (mood, _)) =
             (watch::channel(0), watch::channel(0), watch::channel(Mood::Forwards));
         let (told, told_to_close, moods) = (resets.clone(), half_closes.clone(), mood.clone());
-        let forwarded = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&forwarded);
+        let [forwarded, hindered] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
+        let (counted, hinders) = (Arc::clone(&forwarded), Arc::clone(&hindered));
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.expect("connections can be accepted");
                 let (mut reset, closes, mood) = (told.subscribe(), told_to_close.subscribe(), moods.subscribe());
                 counted.fetch_add(1, Ordering::Relaxed);
+                let hinders = Arc::clone(&hinders);
                 tokio::spawn(async move {
                     let Ok(upstream) = TcpStream::connect(server).await else { return };
                     let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
@@ -55,8 +57,8 @@ impl Proxy {
                     let never = watch::channel(0);
                     let both = async {
                         tokio::join!(
-                            forward(&mut from_client, &mut to_server, mood.clone(), closes),
-                            forward(&mut from_server, &mut to_client, mood.clone(), never.1),
+                            forward(&mut from_client, &mut to_server, mood.clone(), closes, &hinders),
+                            forward(&mut from_server, &mut to_client, mood.clone(), never.1, &hinders),
                         );
                     };
                     tokio::select! {
@@ -70,7 +72,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, resets, half_closes, mood, forwarded, task }
+        Self { address, resets, half_closes, mood, forwarded, hindered, task }
     }
 
     /// Resets all connections.
@@ -90,6 +92,12 @@ impl Proxy {
         self.mood.send_replace(mood);
     }
 
+    /// How often so far bytes that had come were kept or slowed.
+    #[allow(dead_code, reason = "not all tests need it")]
+    pub(crate) fn hindered(&self) -> u64 {
+        self.hindered.load(Ordering::Relaxed)
+    }
+
     /// Connections so far.
     pub(crate) fn connections(&self) -> u64 {
         self.forwarded.load(Ordering::Relaxed)
@@ -102,23 +110,34 @@ async fn forward(
     to: &mut OwnedWriteHalf,
     mut mood: watch::Receiver<Mood>,
     mut closes: watch::Receiver<u64>,
+    hindered: &AtomicU64,
 ) {
     let mut bytes = vec![0; 1 << 16];
     loop {
-        if mood.wait_for(|mood| *mood != Mood::Stalls).await.is_err() {
-            return;
-        }
-        let slow = if let Mood::Slow(most) = *mood.borrow() { Some(most) } else { None };
-        let most = slow.unwrap_or(bytes.len());
+        let most = if let Mood::Slow(most) = *mood.borrow() { most } else { bytes.len() };
         let read = tokio::select! {
             read = from.read(&mut bytes[..most]) => read.unwrap_or_default(),
             Ok(()) = closes.changed() => 0,
         };
-        if read == 0 || to.write_all(&bytes[..read]).await.is_err() {
+        if read == 0 {
             break;
         }
-        if slow.is_some() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        let now = *mood.borrow();
+        match now {
+            Mood::Forwards => {}
+            Mood::Stalls => {
+                hindered.fetch_add(1, Ordering::Relaxed);
+                if mood.wait_for(|mood| *mood != Mood::Stalls).await.is_err() {
+                    return;
+                }
+            }
+            Mood::Slow(_) => {
+                hindered.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        if to.write_all(&bytes[..read]).await.is_err() {
+            break;
         }
     }
     let _ = to.shutdown().await;
