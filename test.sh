@@ -18,7 +18,7 @@ python_sources="python-client"
 
 # ---- the steps, in their order
 
-steps=(format clippy rustdoc supply venv tools rust planted fuzz release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
+steps=(format clippy rustdoc supply venv tools rust planted simulate fuzz release stubs ruff mypy pytest dashboards buf go shellcheck compose wheel run bench)
 
 step_format() { cargo fmt --all --check && cargo fmt --all --check --manifest-path bench/Cargo.toml && cargo fmt --all --check --manifest-path checks/fuzz/Cargo.toml; }
 
@@ -62,8 +62,13 @@ step_rust() { PATH="$work/bin:$PATH" cargo test --workspace --locked; }
 # Bugs, planted one at a time: the rules or the simulation catch each.
 step_planted() { "$venv/bin/python" checks/planted/plant; }
 
+# A day of the core's life against the model: at least 15,000 consumers that come and go, in seconds.
+step_simulate() { checks/simulate 24h; }
+
 # Inputs that nobody would think of, for a quarter of a minute each; the build takes longer.
-step_fuzz() { checks/fuzz/run; }
+step_fuzz() {
+  cargo clippy --locked --manifest-path checks/fuzz/Cargo.toml --target-dir target -- -D warnings && checks/fuzz/run
+}
 
 step_release() { cargo build --release --locked --bin ackstream; }
 

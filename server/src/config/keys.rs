@@ -122,7 +122,7 @@ pub const KEYS: &[Key] = &[
         "TIME",
         "A consumer that takes nothing of what is due to it for so long, and sends nothing, loses its stream",
     ),
-    server("max_connections", "max-connections", "10000", "N", "Connections that are open at the same time, at most"),
+    server("max_connections", "max-connections", "10000", "N", "Connections that are open at the same time, at most; an idle one costs 17 KiB and a descriptor"),
     server(
         "max_connections_per_address",
         "max-connections-per-address",
@@ -135,7 +135,7 @@ pub const KEYS: &[Key] = &[
         "max-streams-per-connection",
         "1000",
         "N",
-        "Streams on one connection, at most; a client waits with further ones",
+        "Streams on one connection, at most: one client must not have all; it waits with further ones",
     ),
     server(
         "handshake_timeout",
@@ -149,14 +149,14 @@ pub const KEYS: &[Key] = &[
         "tcp-user-timeout",
         "30s",
         "TIME",
-        "After so long without the other host taking a byte its connection is gone; Linux only",
+        "After so long without the other host taking a byte its connection is gone, as pings find out in so long; Linux only",
     ),
     server(
         "keepalive_interval",
         "keepalive-interval",
         "20s",
         "TIME",
-        "A silent client is asked so often whether it lives",
+        "A silent client is asked so often whether it lives: before balancers and NATs forget its connection",
     ),
     server(
         "keepalive_timeout",
@@ -177,7 +177,7 @@ pub const KEYS: &[Key] = &[
         "max-connection-age-grace",
         "30s",
         "TIME",
-        "How long its streams then have to end by themselves",
+        "How long its streams then have to end by themselves: most handlers are done by then",
     ),
     server(
         "max_header_bytes",
@@ -191,7 +191,7 @@ pub const KEYS: &[Key] = &[
         "max-frame-bytes",
         "16KiB",
         "SIZE",
-        "Largest HTTP/2 frame that is taken, 16KiB to 1MiB; messages may take several",
+        "Largest HTTP/2 frame that is taken, 16KiB (HTTP/2's own bound) to 1MiB; messages may take several",
     ),
     server(
         "send_buffer_bytes",

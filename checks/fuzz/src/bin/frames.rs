@@ -10,7 +10,7 @@ use ackstream::config::{Config, Layers};
 use ackstream::server::Server;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use libfuzzer_sys::fuzz_target;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
@@ -87,6 +87,15 @@ fn body(input: &[u8]) -> Vec<Bytes> {
 }
 
 async fn converse(server: &Server, input: &[u8]) {
+    let leaves = input.first().is_some_and(|kind| kind % 8 < 4);
+    call(server, "ackstream.v1.MessageStream/Exchange", body(input), leaves).await;
+    let question = Bytes::from_static(&[0, 0, 0, 0, 0]);
+    let answer = call(server, "grpc.health.v1.Health/Check", vec![question], false).await;
+    assert_eq!(answer.as_deref(), Some("0"), "somebody honest is served afterwards");
+}
+
+/// Makes a call on a connection of its own; returns its `grpc-status`, where it has come.
+async fn call(server: &Server, path: &str, frames: Vec<Bytes>, leaves: bool) -> Option<String> {
     let (near, far) = tokio::io::duplex(1 << 16);
     let stop = CancellationToken::new();
     let served = tokio::spawn({
@@ -96,32 +105,31 @@ async fn converse(server: &Server, input: &[u8]) {
     let (client, connection) = h2::client::handshake(near).await.expect("memory is there");
     let connection = tokio::spawn(connection);
     let mut client = client.ready().await.expect("the server takes streams");
-    let leaves = input.first().is_some_and(|kind| kind % 8 < 4);
-    exchange(&mut client, "ackstream.v1.MessageStream/Exchange", body(input), leaves).await;
-    // Somebody honest, on the same connection.
-    let mut client = client.ready().await.expect("the server takes streams");
-    let question = Bytes::from_static(&[0, 0, 0, 0, 0]);
-    exchange(&mut client, "grpc.health.v1.Health/Check", vec![question], false).await;
+    let status = exchange(&mut client, path, frames, leaves).await;
     drop(client);
     stop.cancel();
-    let _ = connection.await;
+    let _ = connection.await; // the server may have ended it
     let _ = served.await;
+    status
 }
 
 /// Sends the frames and half-closes, or leaves without a word; reads to the end.
-async fn exchange(client: &mut SendRequest<Bytes>, path: &str, frames: Vec<Bytes>, leaves: bool) {
+async fn exchange(client: &mut SendRequest<Bytes>, path: &str, frames: Vec<Bytes>, leaves: bool) -> Option<String> {
     let request = Request::post(format!("http://memory/{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers");
-    let (response, mut send) = client.send_request(request.body(()).expect("it is one"), false).expect("it is open");
-    let reading = tokio::spawn(async move {
-        let Ok(response) = response.await else { return };
+    let (response, mut send) =
+        client.send_request(request.body(()).expect("it is one"), false).expect("the connection is open");
+    let mut reading = tokio::spawn(async move {
+        let response = response.await.ok()?;
         assert_eq!(response.status(), StatusCode::OK);
+        let status = |headers: &HeaderMap| Some(headers.get("grpc-status")?.to_str().ok()?.to_owned());
+        let at_once = status(response.headers());
         let mut body = response.into_body();
         while let Some(Ok(data)) = body.data().await {
             let _ = body.flow_control().release_capacity(data.len());
         }
-        let _ = body.trailers().await;
+        at_once.or(status(&body.trailers().await.ok()??))
     });
     for frame in frames {
         if send.send_data(frame, false).is_err() {
@@ -135,9 +143,10 @@ async fn exchange(client: &mut SendRequest<Bytes>, path: &str, frames: Vec<Bytes
     } else {
         let _ = send.send_data(Bytes::new(), true);
     }
-    let mut reading = reading;
-    if tokio::time::timeout(TAIL, &mut reading).await.is_err() {
-        reading.abort(); // a tail goes on after its half-close, until it leaves
-        send.send_reset(h2::Reason::CANCEL);
+    if let Ok(status) = tokio::time::timeout(TAIL, &mut reading).await {
+        return status.expect("nothing panics here");
     }
+    reading.abort(); // a tail goes on after its half-close, until it leaves
+    send.send_reset(h2::Reason::CANCEL);
+    None
 }
