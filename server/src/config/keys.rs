@@ -122,7 +122,13 @@ pub const KEYS: &[Key] = &[
         "TIME",
         "A consumer that takes nothing of what is due to it for so long, and sends nothing, loses its stream",
     ),
-    server("max_connections", "max-connections", "10000", "N", "Connections that are open at the same time, at most; an idle one costs 17 KiB and a descriptor"),
+    server(
+        "max_connections",
+        "max-connections",
+        "10000",
+        "N",
+        "Connections that are open at the same time, at most; an idle one costs 17 KiB and a descriptor",
+    ),
     server(
         "max_connections_per_address",
         "max-connections-per-address",

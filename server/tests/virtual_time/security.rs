@@ -404,6 +404,15 @@ async fn what_a_client_may_not_know_is_not_listed_where_it_asks_for_what_is_not_
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_wants_to_publish_alone_and_may_not_is_told_so_when_it_opens_its_stream() {
+    let world = World::start(Asks::Token).await;
+    let open = Open { topic: "news".to_owned(), publish_only: true, ..Open::default() };
+    let status = world.open(&world.prove("shop", false), open).await.err().unwrap();
+    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(status.message(), "client \"shop\" may not publish to topic \"news\"");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_clients_to_ask_tls_alone_lets_everyone_in() {
     let world = World::start(Asks::Nothing).await;
     assert!(world.attempt(&Proof::default(), Verb::PublishWhileConsuming, 0).await.is_ok());
@@ -418,7 +427,8 @@ async fn a_token_that_is_taken_away_ends_its_streams_and_those_of_others_go_on()
     revoked.delivery().await.unwrap();
     let mut by_token = world.open(&world.prove("clerk", false), consume()).await.unwrap();
     let mut by_certificate = world.open(&world.prove("billing", true), consume()).await.unwrap();
-    let left = format!("clerk {}\nops {}\n", token("clerk"), token("ops"));
+    // Its client has another one by now.
+    let left = format!("clerk {}\nops {}\nbilling {}\n", token("clerk"), token("ops"), token("another"));
     write(world.folder.path(), "tokens", &left);
     let (ended, took) = timed(revoked.frames.message()).await;
     let status = ended.unwrap_err();
