@@ -196,7 +196,7 @@ async fn what_lies_between_may_stall_slow_half_close_and_reset_and_no_message_is
         let (hindered, connections) = (proxy.hindered(), proxy.connections());
         match fault {
             Fault::Stall => proxy.set_mood(Mood::Stalls),
-            Fault::Slow => proxy.set_mood(Mood::Slow(64)),
+            Fault::Slow => proxy.set_mood(Mood::Slow(256)),
             Fault::HalfClose | Fault::Reset => {}
         }
         for line in 0..LINES {

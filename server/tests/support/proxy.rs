@@ -114,33 +114,49 @@ async fn forward(
 ) {
     let mut bytes = vec![0; 1 << 16];
     loop {
-        let most = if let Mood::Slow(most) = *mood.borrow() { most } else { bytes.len() };
         let read = tokio::select! {
-            read = from.read(&mut bytes[..most]) => read.unwrap_or_default(),
+            read = from.read(&mut bytes) => read.unwrap_or_default(),
             Ok(()) = closes.changed() => 0,
         };
         if read == 0 {
             break;
         }
-        let now = *mood.borrow();
-        match now {
-            Mood::Forwards => {}
-            Mood::Stalls => {
-                hindered.fetch_add(1, Ordering::Relaxed);
-                if mood.wait_for(|mood| *mood != Mood::Stalls).await.is_err() {
-                    return;
-                }
-            }
-            Mood::Slow(_) => {
-                hindered.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        }
-        if to.write_all(&bytes[..read]).await.is_err() {
-            break;
+        if forward_all(&bytes[..read], to, &mut mood, hindered).await.is_none() {
+            return;
         }
     }
     let _ = to.shutdown().await;
+}
+
+/// Forwards these bytes in the mood of each moment, or nothing more, where the other side has gone or the test is over.
+///
+/// The mood is asked for when they have come: one of before the read would let all of it pass that came with it.
+async fn forward_all(
+    mut bytes: &[u8],
+    to: &mut OwnedWriteHalf,
+    mood: &mut watch::Receiver<Mood>,
+    hindered: &AtomicU64,
+) -> Option<()> {
+    while !bytes.is_empty() {
+        let now = *mood.borrow();
+        let most = match now {
+            Mood::Forwards => bytes.len(),
+            Mood::Stalls => {
+                hindered.fetch_add(1, Ordering::Relaxed);
+                mood.wait_for(|mood| *mood != Mood::Stalls).await.ok()?;
+                continue;
+            }
+            Mood::Slow(most) => {
+                hindered.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                most.min(bytes.len())
+            }
+        };
+        let (piece, rest) = bytes.split_at(most);
+        to.write_all(piece).await.ok()?;
+        bytes = rest;
+    }
+    Some(())
 }
 
 impl Drop for Proxy {
