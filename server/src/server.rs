@@ -149,14 +149,14 @@ impl Server {
         let exchange = Exchange::new(Arc::clone(&broker), clock, settings.limits, ended);
         let max_frame = usize::try_from(settings.max_message_bytes + FRAME_OVER_MESSAGE).unwrap_or(usize::MAX);
         let exchange = BatchingAcks(MessageStreamServer::new(exchange).max_decoding_message_size(max_frame));
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let (health, health_service) = services::health();
         let routes = services::reflection().add_service(exchange).add_service(health_service).prepare();
         let calls = Arc::new(Calls::default());
         let counts = Arc::new(ConnectionCounts::default());
         let metrics =
             Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts), Arc::clone(&counts));
         let guard = Guard::new(Arc::clone(&settings.security));
-        let routes = CountedRoutes::new(routes, guard, calls);
+        let routes = CountedRoutes::new(routes, guard, calls, settings.limits.max_streams);
         let connections = Connections::new(routes, settings.connections, counts, Arc::clone(&settings.security));
         let endpoint = Endpoint::new(metrics);
         let health_names = std::iter::once(String::new()).chain(services::names()).collect();

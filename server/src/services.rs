@@ -1,9 +1,13 @@
 //! Every gRPC service of the server and its methods, as the descriptors tell them: what reflection shows, whose health can be asked
 //! for, and whose calls are counted.
 
+use std::time::Duration;
+
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::HealthReporter;
 
 use crate::proto::FILE_DESCRIPTOR_SET;
 
@@ -14,6 +18,12 @@ const DESCRIPTORS: [&[u8]; 4] = [
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
+/// A request must have come within so long, where it is one message: what has come of it is held until then.
+pub const REQUEST_WITHIN: Duration = Duration::from_secs(5);
+/// The largest request to health or reflection, in bytes: they ask for a name. Health is told to anyone, so that anyone can send them.
+const MAX_REQUEST_BYTES: usize = 4 << 10;
+/// The only service whose streams carry messages.
+const MESSAGES: &str = "ackstream.v1.MessageStream";
 /// Why the descriptors can be read.
 const MADE_BY_BUILD: &str = "the descriptors were made by the build";
 
@@ -34,6 +44,11 @@ impl Method {
     /// Whether it has one request and one response.
     pub const fn is_unary(&self) -> bool {
         !self.client_streams && !self.server_streams
+    }
+
+    /// Whether its calls may go on for as long as they like, and carry no messages: a watch of the health, or reflection.
+    pub fn is_other_stream(&self) -> bool {
+        !self.is_unary() && self.service != MESSAGES
     }
 }
 
@@ -68,7 +83,15 @@ pub fn reflection() -> Routes {
         let empty = tonic_reflection::server::Builder::configure().include_reflection_service(false);
         DESCRIPTORS.into_iter().fold(empty, tonic_reflection::server::Builder::register_encoded_file_descriptor_set)
     };
-    Routes::new(builder().build_v1().expect(MADE_BY_BUILD)).add_service(builder().build_v1alpha().expect(MADE_BY_BUILD))
+    let (v1, v1alpha) = (builder().build_v1(), builder().build_v1alpha());
+    Routes::new(v1.expect(MADE_BY_BUILD).max_decoding_message_size(MAX_REQUEST_BYTES))
+        .add_service(v1alpha.expect(MADE_BY_BUILD).max_decoding_message_size(MAX_REQUEST_BYTES))
+}
+
+/// Health, and who tells it what that is.
+pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    (reporter, service.max_decoding_message_size(MAX_REQUEST_BYTES))
 }
 
 #[cfg(test)]

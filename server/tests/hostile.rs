@@ -103,6 +103,30 @@ impl Hostile {
         Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
     }
 
+    /// Sends it as data, no more at a time than the server allows for the connection; for a stream that is 1 MiB.
+    fn upload(&mut self, stream: u32, mut bytes: &[u8]) {
+        let mut window = 65_000; // of 65,535: a stream has been opened
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(window).min(16 << 10));
+            if part.is_empty() {
+                match self.read_frame() {
+                    Some((WINDOW_UPDATE, _, 0, more)) => {
+                        window += u32::from_be_bytes(more.try_into().unwrap()) as usize;
+                    }
+                    Some((SETTINGS, 0, ..)) => {
+                        self.frame(SETTINGS, ACK, 0, &[]); // now a stream's window is as large as they say
+                    }
+                    Some(_) => {}
+                    None => return,
+                }
+                continue;
+            }
+            self.frame(DATA, 0, stream, part);
+            window -= part.len();
+            bytes = rest;
+        }
+    }
+
     /// What the server makes of all that was said to it.
     fn outcome(&mut self) -> Outcome {
         const QUESTION: &[u8; 8] = b"and now?";
@@ -151,11 +175,15 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The headers of a call of `Exchange`, without compression (RFC 7541).
 fn exchange() -> Vec<u8> {
+    call("/ackstream.v1.MessageStream/Exchange")
+}
+
+/// The headers of a call, without compression (RFC 7541).
+fn call(path: &str) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let (post, http) = (vec![0x83], vec![0x86]);
-    let path = [vec![0x04], text("/ackstream.v1.MessageStream/Exchange")].concat();
+    let path = [vec![0x04], text(path)].concat();
     let content_type = [vec![0x0f, 0x10], text("application/grpc")].concat();
     let te = [vec![0x00], text("te"), text("trailers")].concat();
     [post, http, path, content_type, te].concat()
@@ -233,7 +261,7 @@ enum Proof {
     Spoken,
 }
 
-const ATTACKS: [Attack; 14] = [
+const ATTACKS: [Attack; 16] = [
     ("silence", |server| (0..200).map(|_| Hostile::connect(server)).collect(), Proof::Open(200)),
     (
         "half a preface",
@@ -337,6 +365,33 @@ const ATTACKS: [Attack; 14] = [
         Proof::Spoken,
     ),
     (
+        "health checks that never end, with headers as large as they may be",
+        |server| {
+            let mut hostile = Hostile::http2(server, &[]);
+            let large = [&[0x00, 1, b'x', 0x7f, 0x99, 0x74][..], &[b'x'; 15_000]].concat(); // 127 + 25 + 116 * 128 bytes
+            let headers = [call("/grpc.health.v1.Health/Check"), large].concat();
+            hostile.repeat(1_000, |number| frame(HEADERS, END_HEADERS, 2 * number + 1, &headers));
+            vec![hostile]
+        },
+        Proof::Spoken,
+    ),
+    (
+        "batches of half a million empty messages",
+        |server| {
+            let empty = [0x0a, 0x00].repeat(500_000);
+            let length = [0xc0, 0x84, 0x3d]; // 1,000,000 = 64 + 4 * 128 + 61 * 16,384
+            let batch = [&[0x3a][..], &length, &empty].concat();
+            let batch = [&[0][..], &u32::try_from(batch.len()).unwrap().to_be_bytes(), &batch].concat();
+            let attackers = (0..10).map(|_| {
+                let mut hostile = Hostile::opened(server, &[], other(true));
+                hostile.upload(1, &batch);
+                hostile
+            });
+            attackers.collect()
+        },
+        Proof::Refused,
+    ),
+    (
         "a length of 4 GiB",
         |server| {
             let mut hostile = Hostile::opened(server, &[], other(true));
@@ -392,22 +447,25 @@ async fn no_attack_harms_the_server_or_its_honest_clients() {
         honest.works(name).await;
         let mut attackers = attackers.await.unwrap();
         honest.works(name).await;
-        let grown = server.rss().saturating_sub(before);
-        assert!(grown < GROWTH, "during {name}, the server grew by {} KiB", grown >> 10);
         let is_seen = match proof {
             Proof::Open(least) => shows(&server, |server| server.metric("ackstream_connections") >= least).await,
             Proof::Refused => shows(&server, |server| server.metric(INVALID) > invalid).await,
             Proof::SentAway | Proof::Spoken => {
                 let mut first = attackers.swap_remove(0);
-                match tokio::task::spawn_blocking(move || first.outcome()).await.unwrap() {
+                let outcome = tokio::task::spawn_blocking(move || (first.outcome(), first));
+                let (outcome, first) = outcome.await.unwrap();
+                attackers.push(first);
+                match outcome {
                     Outcome::NeverServed => false,
                     Outcome::SentAway => true,
                     Outcome::Served | Outcome::Broken => matches!(proof, Proof::Spoken),
                 }
             }
         };
+        let grown = server.rss().saturating_sub(before);
         drop(attackers);
         assert!(is_seen, "the server has not seen {name}: {proof:?}");
+        assert!(grown < GROWTH, "by {name}, the server grew by {} KiB", grown >> 10);
         while server.metric("ackstream_connections") > 1 {
             tokio::task::yield_now().await; // the next attack finds every place free
         }
@@ -429,6 +487,11 @@ fn connections_beyond_a_bound_are_closed_at_once_and_counted() {
     }
     let mut again = Hostile::http2(server.address, &[]);
     assert_eq!(again.0.read(&mut [0; 9]).unwrap(), 9, "there is a place, and the server speaks");
+
+    let server = Process::start(&["serve", "--max-connections", "2", "--max-connections-per-address", "3"]);
+    let _open = [Hostile::http2(server.address, &[]), Hostile::http2(server.address, &[])];
+    assert!(Hostile::connect(server.address).is_closed());
+    assert_eq!(server.metric("ackstream_connections_refused_total{reason=\"max_connections\"}"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -478,7 +541,7 @@ async fn a_thousand_streams_that_never_read_are_bounded_and_soon_gone() {
 
 #[test]
 fn streams_headers_and_frames_beyond_a_bound_are_refused_and_the_others_go_on() {
-    let bounds = ["--max-streams-per-connection", "2", "--max-header-bytes", "1KiB"];
+    let bounds = ["--max-streams-per-connection", "2", "--max-header-bytes", "1KiB", "--max-frame-bytes", "20KiB"];
     let server = Process::start(&[&["serve"][..], &bounds].concat());
     let mut hostile = Hostile::opened(server.address, &[], Open { publish_only: true, ..Open::default() });
     hostile.frame(HEADERS, END_HEADERS, 3, &exchange());
@@ -496,6 +559,12 @@ fn streams_headers_and_frames_beyond_a_bound_are_refused_and_the_others_go_on() 
     assert_eq!((kind, &headers[..5]), (HEADERS, &[0x48, 0x83, 0x69, 0x90, 0xff][..]), "431 is the answer");
 
     let mut hostile = Hostile::http2(server.address, &[]);
-    hostile.frame(DATA, 0, 1, &vec![0; 16_385]);
-    assert_eq!(hostile.outcome(), Outcome::SentAway, "a frame of more than 16 KiB");
+    hostile.frame(DATA, 0, 1, &vec![0; 20_481]);
+    assert_eq!(hostile.outcome(), Outcome::SentAway, "a frame of more than 20 KiB");
+
+    let mut hostile = Hostile::opened(server.address, &[], Open { publish_only: true, ..Open::default() });
+    let payload = vec![7; 20_000];
+    let data = message(Kind::Data(DataMessage { id: 1, payload: payload.into(), ..DataMessage::default() }));
+    hostile.frame(DATA, 0, 1, &data);
+    assert_eq!(hostile.outcome(), Outcome::Served, "a frame of less");
 }

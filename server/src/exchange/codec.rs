@@ -3,9 +3,11 @@
 //! lengths. Every other frame is prost's.
 
 use ackstream_core::Delivery;
-use bytes::BufMut;
+use bytes::{Buf as _, BufMut};
 use prost::Message as _;
-use prost::encoding::{encode_varint, encoded_len_varint};
+use prost::encoding::{
+    DecodeContext, WireType, decode_key, decode_varint, encode_varint, encoded_len_varint, skip_field,
+};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
@@ -33,6 +35,14 @@ pub struct Push {
     /// The trace context of this attempt, where deliveries are traced.
     pub(super) traceparent: Option<[u8; TRACEPARENT_LENGTH]>,
 }
+
+// The numbers of fields that are counted: of a `StreamMessage`,
+const SINGLE: u32 = 3;
+const BATCH: u32 = 7;
+// of a `DataBatch`,
+const ENTRY: u32 = 1;
+// and of a `DataMessage`.
+const ATTRIBUTE: u32 = 6;
 
 /// The key of a field: its number, and how its value is written.
 const fn key(field: u8, wire_type: u8) -> u8 {
@@ -182,6 +192,54 @@ impl Frame {
     }
 }
 
+/// The most messages in a frame of a client: decoded, they take 4 MiB besides what they carry, though each may have two bytes in the frame.
+const MAX_BATCH_MESSAGES: usize = 32_768;
+/// The most attributes in a frame of a client, for the same reason.
+const MAX_BATCH_ATTRIBUTES: usize = 100_000;
+
+/// What takes more memory in a frame once it is decoded than before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counted {
+    messages: usize,
+    attributes: usize,
+}
+
+/// Counts what a client's frame has of it, up to where it cannot be read: that is prost's to tell.
+fn count(frame: &[u8]) -> Counted {
+    let mut counted = Counted::default();
+    each_part(frame, &mut |number, part| match number {
+        SINGLE => counted.message(part),
+        BATCH => each_part(part, &mut |number, message| {
+            if number == ENTRY {
+                counted.message(message);
+            }
+        }),
+        _ => {}
+    });
+    counted
+}
+
+impl Counted {
+    fn message(&mut self, message: &[u8]) {
+        self.messages += 1;
+        each_part(message, &mut |number, _| self.attributes += usize::from(number == ATTRIBUTE));
+    }
+}
+
+/// Calls `found` with the number and the bytes of each field that has a length.
+fn each_part(mut rest: &[u8], found: &mut dyn FnMut(u32, &[u8])) {
+    while let Ok((number, wire_type)) = decode_key(&mut rest) {
+        if wire_type != WireType::LengthDelimited {
+            let Ok(()) = skip_field(wire_type, number, &mut rest, DecodeContext::default()) else { return };
+            continue;
+        }
+        let length = decode_varint(&mut rest).ok().and_then(|length| usize::try_from(length).ok());
+        let Some((part, behind)) = length.and_then(|length| rest.split_at_checked(length)) else { return };
+        found(number, part);
+        rest = behind;
+    }
+}
+
 /// The codec of `Exchange` on the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FrameCodec;
@@ -216,6 +274,14 @@ impl Decoder for FrameCodec {
     type Error = Status;
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<StreamMessage>, Status> {
+        debug_assert_eq!(frame.chunk().len(), frame.remaining(), "tonic hands a frame over in one piece");
+        let Counted { messages, attributes } = count(frame.chunk());
+        if messages > MAX_BATCH_MESSAGES || attributes > MAX_BATCH_ATTRIBUTES {
+            return Err(Status::invalid_argument(format!(
+                "a frame has at most {MAX_BATCH_MESSAGES} messages and {MAX_BATCH_ATTRIBUTES} attributes in all, and this one has \
+                 {messages} and {attributes}"
+            )));
+        }
         // The code and the sentence of tonic's own codec.
         StreamMessage::decode(frame).map(Some).map_err(|error| Status::internal(error.to_string()))
     }

@@ -31,6 +31,11 @@ impl Guard {
     /// UNAUTHENTICATED, where it has to say so and does not.
     pub fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
         if request.uri().path().starts_with(OPEN_TO_ANYONE) {
+            // Who has not said who it is has nothing kept: not its headers, and of its path no slice of the frame that brought both.
+            request.headers_mut().clear();
+            if let Ok(copied) = request.uri().path().parse() {
+                *request.uri_mut() = copied;
+            }
             return Ok(());
         }
         let names = request.extensions_mut().remove::<CertificateNames>().unwrap_or_default();

@@ -5,8 +5,16 @@ use std::time::Duration;
 use ackstream::proto::stream_message::Kind;
 use ackstream::proto::{Extend, Open};
 use ackstream::telemetry::ConnectionClosing;
+use http::uri::PathAndQuery;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
 use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::support::{Conversation, Memory, about, settle, timed};
 
@@ -147,4 +155,90 @@ async fn an_old_connection_takes_no_new_streams_and_ends_those_it_has_after_the_
     assert_eq!((counts.ended.released, counts.dropped, backlog.ready), (1, 0, 1), "it costs no retry");
     settle().await;
     assert_eq!(memory.server.connections().counts().open(), 0, "its connection is closed");
+}
+
+/// Ages at which the connections of a consumer each end.
+async fn ages(connections: usize) -> Vec<Duration> {
+    let memory = Memory::with(|settings| {
+        settings.connections.max_age = Some(Duration::from_mins(10));
+        settings.connections.age_grace = Duration::ZERO;
+    })
+    .await;
+    let mut consumers = Vec::new();
+    for _ in 0..connections {
+        consumers.push(memory.consume(Open::default()).await);
+    }
+    let began = Instant::now();
+    let ends = consumers.into_iter().map(|mut consumer| async move {
+        consumer.ends_with().await;
+        began.elapsed()
+    });
+    let ends: Vec<_> = ends.map(tokio::spawn).collect();
+    let mut ages = Vec::new();
+    for end in ends {
+        ages.push(end.await.unwrap());
+    }
+    ages
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_began_together_do_not_end_together() {
+    let ages = ages(20).await;
+    let (first, last) = (ages.iter().min().unwrap(), ages.iter().max().unwrap());
+    // That twenty of them lie within a tenth of where they may lie happens less than once in 10^17 runs.
+    assert!(last.saturating_sub(*first) > Duration::from_secs(12), "{ages:?}");
+}
+
+fn asking(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_one_message_must_come_within_5_s() {
+    let memory = Memory::start().await;
+    let mut client = tonic::client::Grpc::new(memory.connect().await);
+    client.ready().await.unwrap();
+    let never = tonic::Request::new(tokio_stream::pending::<HealthCheckRequest>());
+    let (path, codec) = (PathAndQuery::from_static("/grpc.health.v1.Health/Check"), ProstCodec::default());
+    let call = client.client_streaming::<_, _, HealthCheckResponse, _>(never, path, codec);
+    let (refused, took) = timed(call).await;
+    let status = refused.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "the request did not come within 5s"));
+    assert!(about(took, Duration::from_secs(5)), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_health_or_reflection_says_little() {
+    let memory = Memory::start().await;
+    let mut health = HealthClient::new(memory.connect().await);
+    let asked = health.check(asking(&"x".repeat(4_000))).await.unwrap_err();
+    assert_eq!(asked.code(), Code::NotFound, "it is read");
+    let asked = health.check(asking(&"x".repeat(5_000))).await.unwrap_err();
+    assert_eq!(asked.code(), Code::OutOfRange, "it is not read: {asked}");
+    let asked = health.watch(asking(&"x".repeat(5_000))).await.unwrap_err();
+    assert_eq!(asked.code(), Code::OutOfRange, "it is not read: {asked}");
+
+    let mut reflection = ServerReflectionClient::new(memory.connect().await);
+    let request = MessageRequest::FileContainingSymbol("x".repeat(5_000));
+    let request = ServerReflectionRequest { message_request: Some(request), ..ServerReflectionRequest::default() };
+    let asked = reflection.server_reflection_info(tokio_stream::once(request)).await;
+    assert_eq!(asked.unwrap().into_inner().message().await.unwrap(), None, "it is not read, and ends the stream");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_watches_the_health_takes_no_place_of_a_stream_of_messages_and_has_no_more_places_than_those() {
+    let memory = Memory::with(|settings| settings.limits.max_streams = 2).await;
+    let mut health = HealthClient::new(memory.connect().await);
+    let mut watches = Vec::new();
+    for _ in 0..2 {
+        watches.push(health.watch(asking("")).await.unwrap());
+    }
+    let status = health.watch(asking("")).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.message(), "as many such streams are open as may be (max_streams)");
+    health.check(asking("")).await.unwrap();
+    let _consumers = [memory.consume(Open::default()).await, memory.consume(Open::default()).await];
+    watches.pop();
+    settle().await;
+    health.watch(asking("")).await.unwrap();
 }

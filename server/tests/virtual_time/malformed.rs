@@ -1,7 +1,9 @@
 //! Frames that no client of ours would send: bytes go over the wire as they are.
 
-use ackstream::proto::Open;
+use std::collections::BTreeMap;
+
 use ackstream::proto::stream_message::Kind;
+use ackstream::proto::{DataBatch, DataMessage, Open, StreamMessage};
 use bytes::{Buf as _, BufMut as _, Bytes};
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -44,6 +46,26 @@ impl Decoder for Raw {
     }
 }
 
+/// A frame with one `data_batch`.
+fn batch(messages: Vec<DataMessage>) -> Bytes {
+    StreamMessage { kind: Some(Kind::DataBatch(DataBatch { messages })) }.encode_to_vec().into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_with_more_messages_or_attributes_than_it_may_have_is_refused_whole() {
+    let memory = Memory::start().await;
+    let status = end_after(&memory, batch(vec![DataMessage::default(); 32_769])).await;
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let told = "a frame could not be read: a frame has at most 32768 messages and 100000 attributes in all, and this one has 32769 and 0";
+    assert_eq!(status.message(), told);
+
+    let attributes: BTreeMap<_, _> = (0..50_001).map(|n| (n.to_string(), String::new())).collect();
+    let much = DataMessage { attributes, ..DataMessage::default() };
+    let status = end_after(&memory, batch(vec![much.clone(), much])).await;
+    assert!(status.message().ends_with("and this one has 2 and 100002"), "{status}");
+    assert_eq!(memory.counts().0.published, 0);
+}
+
 /// Opens a stream of bytes, sends `frame` on it, and returns how the stream ended.
 async fn end_after(memory: &Memory, frame: Bytes) -> Status {
     let (send, frames) = mpsc::channel(10);
@@ -52,7 +74,7 @@ async fn end_after(memory: &Memory, frame: Bytes) -> Status {
     let path = http::uri::PathAndQuery::from_static("/ackstream.v1.MessageStream/Exchange");
     let response = client.streaming(Request::new(ReceiverStream::new(frames)), path, Raw).await.unwrap();
     let mut receive: Streaming<Bytes> = response.into_inner();
-    let open = ackstream::proto::StreamMessage { kind: Some(Kind::Open(Open::default())) };
+    let open = StreamMessage { kind: Some(Kind::Open(Open::default())) };
     send.send(open.encode_to_vec().into()).await.unwrap();
     receive.message().await.unwrap();
     send.send(frame).await.unwrap();
