@@ -1,5 +1,6 @@
 """By what a client trusts a server, and how it says who it is."""
 
+import errno
 import os
 import ssl
 import stat
@@ -18,6 +19,9 @@ Token = str | Callable[[], str]
 
 OTHERS = stat.S_IRWXO
 """What everyone on the machine may do with a file; with one that holds a secret, nothing."""
+
+TOKEN, PRIVATE_KEY = "token", "private key"
+"""What a file that nobody else may reach holds."""
 
 LONGEST = 1 << 20
 """Bytes of a file."""
@@ -50,7 +54,7 @@ class Tls:
         """
         ca = None if self.ca is None else _read(self.ca)
         cert = None if self.cert is None else _read(self.cert)
-        key = None if self.key is None else _read_secret(self.key)
+        key = None if self.key is None else _read_secret(self.key, PRIVATE_KEY)
         self._check()
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
 
@@ -76,7 +80,7 @@ def read_token(path: StrPath) -> str:
         OSError: The file cannot be read.
         ValueError: It has no token, or can be reached by everyone on the machine.
     """
-    return _check(_read_secret(path).decode(errors="replace").strip(), f"{os.fspath(path)}: it")
+    return _check(_read_secret(path, TOKEN).decode(errors="replace").strip(), f"{os.fspath(path)}: it")
 
 
 def authorization(token: Token) -> tuple[str, str]:
@@ -96,9 +100,12 @@ def _check(token: str, name: str) -> str:
     return token
 
 
-def _read(path: StrPath, *, secret: bool = False) -> bytes:
+def _read(path: StrPath, *, secret: str | None = None) -> bytes:
     name = os.fspath(path)
-    if Path(path).exists() and not Path(path).is_file():
+    if (secret == TOKEN or "PRIVATE KEY" in name) and not _exists(path):
+        # Without its name: somebody may have given the secret itself.
+        raise FileNotFoundError(errno.ENOENT, f"the file of a {secret} is not there")
+    if _exists(path) and not Path(path).is_file():
         raise ValueError(f"{name} is no file")
     with Path(path).open("rb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -112,8 +119,15 @@ def _read(path: StrPath, *, secret: bool = False) -> bytes:
     return text
 
 
-def _read_secret(path: StrPath) -> bytes:
-    return _read(path, secret=True)
+def _read_secret(path: StrPath, what: str) -> bytes:
+    return _read(path, secret=what)
+
+
+def _exists(path: StrPath) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a text that cannot be the name of a file
+        return False
 
 
 def _no_password() -> str:

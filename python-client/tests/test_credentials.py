@@ -97,11 +97,20 @@ class TestFiles:
         assert ackstream.read_token(path) == BILLING
 
     def test_what_is_missing_or_no_pem_is_named(self, files: Files) -> None:
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(FileNotFoundError, match=r"nothing\.pem"):
             ackstream.connect(tls=ackstream.Tls(files.folder / "nothing.pem"))
         files.write("ca.pem", b"hello")
         with pytest.raises(ValueError, match=r"ca\.pem has no certificates in PEM"):
             ackstream.connect(tls=files.tls())
+
+    def test_a_secret_in_the_place_of_its_file_is_not_shown(self, files: Files) -> None:
+        with pytest.raises(FileNotFoundError, match="the file of a token is not there") as refused:
+            ackstream.read_token(SHOP)
+        assert SHOP not in str(refused.value)
+        assert refused.value.filename is None
+        key = 10 * (files.folder / "shop.key").read_text()  # longer than the name of a file may be
+        with pytest.raises(FileNotFoundError, match=r"the file of a private key is not there$"):
+            ackstream.connect(tls=ackstream.Tls(files.folder / "ca.pem", files.folder / "shop.pem", key))
 
     def test_a_certificate_with_another_ones_key_and_a_folder_are_told(self, files: Files) -> None:
         other = ackstream.Tls(files.folder / "ca.pem", files.folder / "shop.pem", files.folder / "billing.key")

@@ -13,6 +13,7 @@ use ackstream::config::{Config, Layers, Problem};
 use ackstream::exchange::Ending;
 use ackstream::exit::Exit;
 use ackstream::process::{self, Signals};
+use ackstream::security::exposure_of_metrics;
 use ackstream::server::Server;
 use ackstream::telemetry::Environment;
 use ackstream::workers::Workers;
@@ -139,12 +140,13 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
         Err(error) => return unavailable(&format!("the system has no random numbers: {error}")),
     };
     info!("Starting gRPC server on {address}");
+    let metrics_address = http.as_ref().map(|(_, address)| *address);
     if let Some((listener, address)) = http {
         info!("Serving metrics on http://{address}/metrics");
         tokio::spawn(server.endpoint().clone().serve(listener)); // to the very end: the last scrape is the truest
     }
     let security = &config.settings.security;
-    if let Some(exposure) = security.exposure(address) {
+    for exposure in security.exposure(address).into_iter().chain(metrics_address.and_then(exposure_of_metrics)) {
         warn!("{exposure}");
     }
     security.warn_of_the_powerless();

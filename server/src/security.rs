@@ -155,7 +155,7 @@ impl Security {
 
     /// What whoever starts a server on this address should know about who can reach it; `None` = nothing.
     pub fn exposure(&self, address: SocketAddr) -> Option<String> {
-        if address.ip().to_canonical().is_loopback() {
+        if !is_open_to_others(address) {
             return None;
         }
         let what = match (self.asks_who_calls(), self.tls.is_some()) {
@@ -170,6 +170,16 @@ impl Security {
         };
         Some(format!("{address} is open to other hosts, {what}"))
     }
+}
+
+/// The same of the address of the metrics, which anyone may read.
+pub fn exposure_of_metrics(address: SocketAddr) -> Option<String> {
+    is_open_to_others(address)
+        .then(|| format!("{address} is open to other hosts: whoever reaches it may read the metrics"))
+}
+
+fn is_open_to_others(address: SocketAddr) -> bool {
+    !address.ip().to_canonical().is_loopback()
 }
 
 /// The one token of these headers, where they have just that.

@@ -93,8 +93,8 @@ fn a_file_that_is_missing_is_told_with_everything_else() {
 
 #[test]
 fn a_file_that_is_no_toml_is_named() {
-    let found = problems("ack_deadline = = 2s", &[], &[]);
-    assert!(found[0].starts_with("test.toml (flag --config): is not TOML: "), "{}", found[0]);
+    let found = problems("\nack_deadline = = 2s", &[], &[]);
+    assert!(found[0].starts_with("test.toml (flag --config): is not TOML: line 2: "), "{}", found[0]);
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn what_is_wrong_with_rights_and_files_of_security_is_told() {
     let of = |text: &str| problems(&format!("{text}\n{topics}"), &[], &[]);
     for (text, expected) in [
         ("tls_cert = \"a\"", "tls_cert = \"a\" (file test.toml): needs its private key: set tls_key"),
-        ("tls_key = \"a\"", "tls_key = \"a\" (file test.toml): needs its certificate: set tls_cert"),
+        ("tls_key = \"a\"", "tls_key (file test.toml): needs its certificate: set tls_cert"),
         ("tls_client_ca = \"a\"", "tls_client_ca = \"a\" (file test.toml): needs TLS: set tls_cert and tls_key"),
         ("tokens = \"\"", "tokens = \"\" (file test.toml): must be the path of a file, or \"off\""),
         ("reload_interval = \"1ms\"", "reload_interval = \"1ms\" (file test.toml): must be between 100ms and 1day"),
@@ -506,7 +506,7 @@ fn what_is_wrong_with_rights_and_files_of_security_is_told() {
         ),
         (
             "tokens = \"t\"\n[access.shop]\npublishes = \"orders\"",
-            "access.shop.publishes = \"orders\" (file test.toml): there is no such key; the nearest is publish",
+            "access.shop.publishes (file test.toml): there is no such key; the nearest is publish",
         ),
         (
             "tokens = \"t\"\n[access.shop]\npublish = [\"orders\", \"order\"]",
@@ -522,6 +522,26 @@ fn what_is_wrong_with_rights_and_files_of_security_is_told() {
         ),
     ] {
         assert_eq!(of(text), [expected], "{text}");
+    }
+}
+
+#[test]
+fn a_secret_in_the_wrong_place_is_not_shown() {
+    const SECRET: &str = "s3cr3t-0123456789";
+    for text in [
+        format!("tokens = [\"{SECRET}\"]"),
+        format!("tokens = \"shop {SECRET}"),
+        format!("tls_key = \"{SECRET}\""),
+        format!("tls_key = [\"{SECRET}\"]"),
+        format!("token = \"{SECRET}\""),
+        format!("access = \"{SECRET}\""),
+        format!("access.shop = \"{SECRET}\""),
+        format!("[access.shop]\ntoken = \"{SECRET}\""),
+        format!("[access]\nshop = {{ token = \"{SECRET}\" "),
+    ] {
+        let found = problems(&text, &[], &[]);
+        assert!(!found.is_empty(), "{text}");
+        assert!(found.iter().all(|problem| !problem.contains(SECRET)), "{found:?}");
     }
 }
 

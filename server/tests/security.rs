@@ -12,9 +12,10 @@ mod collector;
 mod process;
 
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::certificates::{Authority, write};
@@ -172,6 +173,30 @@ fn everything_that_is_wrong_with_the_files_is_told_at_once_before_a_port_opens()
         );
         assert_eq!(told, expected);
         assert_eq!(output.stdout, b"");
+    }
+}
+
+#[test]
+fn metrics_that_other_hosts_can_read_are_told() {
+    let mut server = ackstream(&["serve", "--listen", "127.0.0.1:0", "--metrics-listen", "0.0.0.0:0"]);
+    let mut server = server.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let serving = lines.nth(1).unwrap();
+    assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
+    let address = serving.split("http://").nth(1).unwrap().trim_end_matches("/metrics");
+    let line = format!("[RUST SERVER] WARN: {address} is open to other hosts: whoever reaches it may read the metrics");
+    assert!(lines.any(|said| said == line), "{line}");
+    server.wait().unwrap();
+}
+
+#[test]
+fn a_client_that_is_given_a_secret_in_the_place_of_its_file_does_not_show_it() {
+    const SECRET: &str = "s3cr3t-0123456789";
+    for options in [&["--token-file", SECRET][..], &["--tls", "--tls-cert", "server.pem", "--tls-key", SECRET]] {
+        let told = ackstream(&[&["health"][..], options].concat()).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
+        assert!(!out.contains(SECRET) && !err.contains(SECRET) && !err.is_empty(), "{out}{err}");
+        assert_eq!(told.status.code(), Some(64), "{err}");
     }
 }
 

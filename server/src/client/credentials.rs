@@ -107,8 +107,10 @@ impl Credentials {
 
 /// Something is wrong with the file of a flag.
 fn problem(flag: &str, path: &Path, must: impl Into<String>) -> Problem {
-    let (what, source) = (format!("{flag} = {:?}", path.display().to_string()), format!("flag --{flag}"));
-    Problem { what, source, must: must.into() }
+    // Somebody may have given the secret itself.
+    let may_be_secret = matches!(flag, "token-file" | "tls-key") && !path.exists();
+    let what = if may_be_secret { flag.to_owned() } else { format!("{flag} = {:?}", path.display().to_string()) };
+    Problem { what, source: format!("flag --{flag}"), must: must.into() }
 }
 
 fn bearer(path: &Path) -> Result<MetadataValue<Ascii>, Problem> {

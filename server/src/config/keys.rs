@@ -114,7 +114,13 @@ pub const KEYS: &[Key] = &[
         "SIZE",
         "Most bytes that a consumer may have outstanding",
     ),
-    server("max_streams", "max-streams", "10000", "N", "Streams that are open at the same time, at most"),
+    server(
+        "max_streams",
+        "max-streams",
+        "10000",
+        "N",
+        "Streams of messages that are open at the same time, at most; as many again may watch the health or use reflection",
+    ),
     server(
         "consumer_stuck_after",
         "consumer-stuck-after",
@@ -204,7 +210,7 @@ pub const KEYS: &[Key] = &[
         "send-buffer-bytes",
         "128KiB",
         "SIZE",
-        "What one stream may have waiting in HTTP/2 to be sent: what a client that never reads costs",
+        "What one stream may have waiting in HTTP/2 to be sent. A client that never reads costs this and one frame: a message, or a batch of up to 1MiB",
     ),
     server(
         "tls_cert",

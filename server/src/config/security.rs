@@ -1,7 +1,7 @@
 //! TLS, tokens and `[access.CLIENT]`: the files of a server's security, and what each client may do.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use figment::value::{Dict, Value};
@@ -99,6 +99,16 @@ fn names(values: &mut Values<'_>, path: &str, value: &Value, what: &str, known: 
         }
     }
     Names::These(these)
+}
+
+/// Whether a value may be a secret, put where the name of its file or the table of a client belongs: then it is not shown.
+pub(super) fn may_be_secret(path: &str, value: &Value) -> bool {
+    let is_text = matches!(value, Value::String(..) | Value::Array(..));
+    let is_right = || RIGHTS.iter().any(|right| path.ends_with(&format!(".{right}")));
+    match path {
+        "tokens" | "tls_key" => value.as_str().is_none_or(|text| !text.is_empty() && !Path::new(text).exists()),
+        _ => is_text && path.split('.').next() == Some(ACCESS) && !is_right(),
+    }
 }
 
 fn path_of(client: &str) -> String {

@@ -62,8 +62,8 @@ impl<'a> Values<'a> {
 
     /// Something is wrong with the value at `path`.
     pub(super) fn wrong(&mut self, path: &str, value: &Value, must: &str) {
-        let is_table = value.as_dict().is_some();
-        let what = if is_table { path.to_owned() } else { format!("{path} = {}", show(value)) };
+        let is_shown = value.as_dict().is_none() && !security::may_be_secret(path, value);
+        let what = if is_shown { format!("{path} = {}", show(value)) } else { path.to_owned() };
         // A table is of the file; its tag is that of no single value.
         let source = self.source(&innermost(value));
         self.problems.push(Problem { what, source, must: must.to_owned() });
