@@ -275,7 +275,9 @@ impl Decoder for FrameCodec {
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<StreamMessage>, Status> {
         debug_assert_eq!(frame.chunk().len(), frame.remaining(), "tonic hands a frame over in one piece");
-        let Counted { messages, attributes } = count(frame.chunk());
+        // The shortest message takes two bytes, and an attribute more: most frames are too short to have too many of either.
+        let Counted { messages, attributes } =
+            if frame.remaining() < 2 * MAX_BATCH_MESSAGES { Counted::default() } else { count(frame.chunk()) };
         if messages > MAX_BATCH_MESSAGES || attributes > MAX_BATCH_ATTRIBUTES {
             return Err(Status::invalid_argument(format!(
                 "a frame has at most {MAX_BATCH_MESSAGES} messages and {MAX_BATCH_ATTRIBUTES} attributes in all, and this one has \
