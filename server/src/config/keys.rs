@@ -98,7 +98,7 @@ pub const KEYS: &[Key] = &[
         "max-message-bytes",
         "1MiB",
         "SIZE",
-        "Largest message, attributes included; at most 16MiB",
+        "Largest message, attributes included; at most 16MiB, as every stream may have one in memory",
     ),
     server(
         "max_outstanding_messages",
@@ -119,14 +119,14 @@ pub const KEYS: &[Key] = &[
         "max-streams",
         "10000",
         "N",
-        "Streams of messages that are open at the same time, at most; as many again may watch the health or use reflection",
+        "Streams of messages that are open at the same time, at most: one for each connection that there may be; as many again may watch the health or use reflection",
     ),
     server(
         "consumer_stuck_after",
         "consumer-stuck-after",
         "30s",
         "TIME",
-        "A consumer that takes nothing of what is due to it for so long, and sends nothing, loses its stream",
+        "A consumer that takes nothing of what is due to it for so long, and sends nothing, loses its stream: who is only slow has read something by then",
     ),
     server(
         "max_connections",
