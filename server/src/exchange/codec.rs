@@ -275,7 +275,7 @@ impl Decoder for FrameCodec {
 
     fn decode(&mut self, frame: &mut DecodeBuf<'_>) -> Result<Option<StreamMessage>, Status> {
         debug_assert_eq!(frame.chunk().len(), frame.remaining(), "tonic hands a frame over in one piece");
-        // The shortest message takes two bytes, and an attribute more: most frames are too short to have too many of either.
+        // A message takes two bytes or more, and so does an attribute: most frames are too short to have too many of either.
         let Counted { messages, attributes } =
             if frame.remaining() < 2 * MAX_BATCH_MESSAGES { Counted::default() } else { count(frame.chunk()) };
         if messages > MAX_BATCH_MESSAGES || attributes > MAX_BATCH_ATTRIBUTES {
