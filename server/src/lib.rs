@@ -20,6 +20,7 @@ pub mod listener;
 pub mod logging;
 pub mod message;
 pub mod process;
+pub mod requests;
 pub mod security;
 pub mod server;
 pub mod services;

@@ -12,7 +12,7 @@ use triomphe::ThinArc;
 use crate::proto::DataMessage;
 
 /// The key of the field `attributes` of a `DataMessage`, and of an entry's name and value: fields 6, 1 and 2, each with a length.
-const ATTRIBUTE: u8 = 6 << 3 | 2;
+pub(crate) const ATTRIBUTE: u8 = 6 << 3 | 2;
 const NAME: u8 = 1 << 3 | 2;
 const VALUE: u8 = 2 << 3 | 2;
 const WELL_FORMED: &str = "the attributes were written here";

@@ -19,6 +19,7 @@ use crate::dead_letters::DeadLetters;
 use crate::endpoint::Endpoint;
 use crate::exchange::{BatchingAcks, DEFAULT_NAME, Ending, Exchange, StreamLimits};
 use crate::proto::message_stream_server::MessageStreamServer;
+use crate::requests::BoundedRoutes;
 use crate::security::{Guard, Security};
 use crate::services;
 use crate::subscription::Subscription;
@@ -151,12 +152,13 @@ impl Server {
         let exchange = BatchingAcks(MessageStreamServer::new(exchange).max_decoding_message_size(max_frame));
         let (health, health_service) = services::health();
         let routes = services::reflection().add_service(exchange).add_service(health_service).prepare();
+        let routes = BoundedRoutes::new(routes, settings.limits.max_streams);
         let calls = Arc::new(Calls::default());
         let counts = Arc::new(ConnectionCounts::default());
         let metrics =
             Metrics::new(Arc::clone(&broker), Arc::clone(&calls), Arc::clone(&trace_counts), Arc::clone(&counts));
         let guard = Guard::new(Arc::clone(&settings.security));
-        let routes = CountedRoutes::new(routes, guard, calls, settings.limits.max_streams);
+        let routes = CountedRoutes::new(routes, guard, calls);
         let connections = Connections::new(routes, settings.connections, counts, Arc::clone(&settings.security));
         let endpoint = Endpoint::new(metrics);
         let health_names = std::iter::once(String::new()).chain(services::names()).collect();

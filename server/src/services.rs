@@ -1,8 +1,6 @@
 //! Every gRPC service of the server and its methods, as the descriptors tell them: what reflection shows, whose health can be asked
 //! for, and whose calls are counted.
 
-use std::time::Duration;
-
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
@@ -18,12 +16,8 @@ const DESCRIPTORS: [&[u8]; 4] = [
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
-/// A request must have come within so long, where it is one message: what has come of it is held until then.
-pub const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// The largest request to health or reflection, in bytes: they ask for a name. Health is told to anyone, so that anyone can send them.
 const MAX_REQUEST_BYTES: usize = 4 << 10;
-/// The only service whose streams carry messages.
-const MESSAGES: &str = "ackstream.v1.MessageStream";
 /// Why the descriptors can be read.
 const MADE_BY_BUILD: &str = "the descriptors were made by the build";
 
@@ -46,9 +40,9 @@ impl Method {
         !self.client_streams && !self.server_streams
     }
 
-    /// Whether its calls may go on for as long as they like, and carry no messages: a watch of the health, or reflection.
-    pub fn is_other_stream(&self) -> bool {
-        !self.is_unary() && self.service != MESSAGES
+    /// The path of its requests.
+    pub fn path(&self) -> String {
+        format!("/{}/{}", self.service, self.name)
     }
 }
 

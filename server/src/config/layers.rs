@@ -107,13 +107,12 @@ fn read_file(named: Option<(PathBuf, String)>) -> Result<Option<File>, Problem> 
     let what = path.display().to_string();
     let problem = |must: String| Problem { what: what.clone(), source: source.clone(), must };
     let text = std::fs::read_to_string(&path).map_err(|error| problem(format!("cannot be read: {error}")))?;
-    Toml::from_str::<Dict>(&text).map_err(|error| {
+    let values = Toml::from_str(&text).map_err(|error| {
         // Without the line itself, which may hold a secret.
         let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
         problem(format!("is not TOML: line {line}: {}", error.message().replace('\n', ", ")))
     })?;
-    let values = Toml::string(&text).data().map_err(|error| problem(format!("is not TOML: {error}")))?;
-    Ok(Some(File { name: what, values }))
+    Ok(Some(File { name: what, values: Profile::Default.collect(values) }))
 }
 
 /// A file that was read.

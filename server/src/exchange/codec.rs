@@ -12,7 +12,7 @@ use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use crate::exchange::frames::timestamp;
-use crate::message::Message;
+use crate::message::{ATTRIBUTE, Message};
 use crate::proto::StreamMessage;
 use crate::telemetry::TRACEPARENT_LENGTH;
 
@@ -36,20 +36,14 @@ pub struct Push {
     pub(super) traceparent: Option<[u8; TRACEPARENT_LENGTH]>,
 }
 
-// The numbers of fields that are counted: of a `StreamMessage`,
-const SINGLE: u32 = 3;
-const BATCH: u32 = 7;
-// of a `DataBatch`,
-const ENTRY: u32 = 1;
-// and of a `DataMessage`.
-const ATTRIBUTE: u32 = 6;
-
 /// The key of a field: its number, and how its value is written.
 const fn key(field: u8, wire_type: u8) -> u8 {
     field << 3 | wire_type
 }
 const VARINT: u8 = 0;
 const LENGTH_DELIMITED: u8 = 2;
+/// The largest number of a field whose key is one byte.
+const LARGEST_OF_ONE_BYTE: u32 = 15;
 
 // Fields of a `StreamMessage`,
 const DATA: u8 = key(3, LENGTH_DELIMITED);
@@ -207,10 +201,10 @@ struct Counted {
 /// Counts what a client's frame has of it, up to where it cannot be read: that is prost's to tell.
 fn count(frame: &[u8]) -> Counted {
     let mut counted = Counted::default();
-    each_part(frame, &mut |number, part| match number {
-        SINGLE => counted.message(part),
-        BATCH => each_part(part, &mut |number, message| {
-            if number == ENTRY {
+    each_part(frame, &mut |key, part| match key {
+        DATA => counted.message(part),
+        DATA_BATCH => each_part(part, &mut |key, message| {
+            if key == MESSAGES {
                 counted.message(message);
             }
         }),
@@ -222,12 +216,12 @@ fn count(frame: &[u8]) -> Counted {
 impl Counted {
     fn message(&mut self, message: &[u8]) {
         self.messages += 1;
-        each_part(message, &mut |number, _| self.attributes += usize::from(number == ATTRIBUTE));
+        each_part(message, &mut |key, _| self.attributes += usize::from(key == ATTRIBUTE));
     }
 }
 
-/// Calls `found` with the number and the bytes of each field that has a length.
-fn each_part(mut rest: &[u8], found: &mut dyn FnMut(u32, &[u8])) {
+/// Calls `found` with the key and the bytes of each field that has a length, and a key of one byte as all of ours have.
+fn each_part(mut rest: &[u8], found: &mut dyn FnMut(u8, &[u8])) {
     while let Ok((number, wire_type)) = decode_key(&mut rest) {
         if wire_type != WireType::LengthDelimited {
             let Ok(()) = skip_field(wire_type, number, &mut rest, DecodeContext::default()) else { return };
@@ -235,7 +229,9 @@ fn each_part(mut rest: &[u8], found: &mut dyn FnMut(u32, &[u8])) {
         }
         let length = decode_varint(&mut rest).ok().and_then(|length| usize::try_from(length).ok());
         let Some((part, behind)) = length.and_then(|length| rest.split_at_checked(length)) else { return };
-        found(number, part);
+        if number <= LARGEST_OF_ONE_BYTE {
+            found(key(number.to_le_bytes()[0], LENGTH_DELIMITED), part);
+        }
         rest = behind;
     }
 }

@@ -11,15 +11,13 @@ use std::time::Instant;
 
 use http::{HeaderMap, Request, Response};
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body as TonicBody;
-use tonic::service::Routes;
 use tonic::{Code, Status};
-use tower::ServiceExt as _;
 
 use super::histogram::{CALL_EDGES, Histogram};
+use crate::requests::BoundedRoutes;
 use crate::security::Guard;
-use crate::services::{self, Method, REQUEST_WITHIN};
+use crate::services::{self, Method};
 
 /// All codes, in the order of their numbers, as the gRPC documents spell them.
 pub(super) const CODES: [&str; 17] = [
@@ -80,9 +78,7 @@ impl Default for Calls {
             handling: Mutex::new(Histogram::new(&CALL_EDGES)),
         };
         let methods: Vec<_> = services::methods().into_iter().map(of).collect();
-        let path =
-            |(place, calls): (usize, &MethodCalls)| (format!("/{}/{}", calls.method.service, calls.method.name), place);
-        let paths = methods.iter().enumerate().map(path).collect();
+        let paths = methods.iter().enumerate().map(|(place, calls)| (calls.method.path(), place)).collect();
         Self { methods, paths }
     }
 }
@@ -94,21 +90,18 @@ impl Calls {
     }
 }
 
-/// The services, with their calls counted, and bounded where the services themselves do not do so.
+/// The services, with their calls counted.
 #[derive(Clone)]
 pub struct CountedRoutes {
-    routes: Routes,
+    routes: BoundedRoutes,
     guard: Guard,
     calls: Arc<Calls>,
-    /// For streams that carry no messages. They take none of the places of those that do: anyone may watch the health.
-    places: Arc<Semaphore>,
 }
 
 impl CountedRoutes {
-    /// Counts the calls of `routes` in `calls`, those that the guard refuses among them. Of streams that carry no messages, at most
-    /// `max_streams` are open at the same time.
-    pub fn new(routes: Routes, guard: Guard, calls: Arc<Calls>, max_streams: usize) -> Self {
-        Self { routes, guard, calls, places: Arc::new(Semaphore::new(max_streams)) }
+    /// Counts the calls of `routes` in `calls`, those that the guard refuses among them.
+    pub const fn new(routes: BoundedRoutes, guard: Guard, calls: Arc<Calls>) -> Self {
+        Self { routes, guard, calls }
     }
 
     /// Serves one call.
@@ -122,36 +115,17 @@ impl CountedRoutes {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
         let place = self.calls.paths.get(request.uri().path()).copied();
-        let is_other_stream = place.is_some_and(|place| self.calls.methods[place].method.is_other_stream());
         let mut call = place.map(|place| Call { calls: self.calls, place, began: Instant::now(), code: None });
-        let (response, place) = match self.guard.admit(&mut request).and_then(|()| take(is_other_stream, self.places)) {
-            Ok(place) => (answer(self.routes, request).await?, place),
-            Err(refused) => (refused.into_http(), None),
+        let response = match self.guard.admit(&mut request) {
+            Ok(()) => self.routes.serve(request).await,
+            Err(refused) => refused.into_http(),
         };
         let (head, body) = response.into_parts();
         if let Some(call) = &mut call {
             call.look(&head.headers); // a call without any message says its end here
         }
-        Ok(Response::from_parts(head, CountedBody { body, call, _place: place }))
+        Ok(Response::from_parts(head, CountedBody { body, call }))
     }
-}
-
-/// A place for a stream that needs one.
-fn take(needed: bool, places: Arc<Semaphore>) -> Result<Option<OwnedSemaphorePermit>, Status> {
-    let taken = needed.then(|| places.try_acquire_owned()).transpose();
-    taken.map_err(|_| Status::resource_exhausted("as many such streams are open as may be (max_streams)"))
-}
-
-/// The answer to a call; an error where its request takes too long. A stream of messages answers before it has read any.
-async fn answer<B>(routes: Routes, request: Request<B>) -> Result<Response<TonicBody>, Infallible>
-where
-    B: Body<Data = bytes::Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
-{
-    tokio::time::timeout(REQUEST_WITHIN, routes.oneshot(request)).await.unwrap_or_else(|_| {
-        let within = humantime::format_duration(REQUEST_WITHIN);
-        Ok(Status::deadline_exceeded(format!("the request did not come within {within}")).into_http())
-    })
 }
 
 /// A call that goes on. It is counted when this is dropped.
@@ -188,8 +162,6 @@ impl Drop for Call {
 pub struct CountedBody {
     body: TonicBody,
     call: Option<Call>,
-    /// Given back at its end.
-    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Body for CountedBody {

@@ -12,10 +12,11 @@ use super::connection_counts::{ConnectionClosing, ConnectionCounts, ConnectionRe
 use super::tally::{RETRY_ATTEMPTS, Settled, Tally};
 use super::trace_counts::TraceCounts;
 use crate::broker::{RejectReason, Rejections};
+use crate::proto::message_stream_server::SERVICE_NAME;
 
 const NANOS: f64 = 1e9;
 /// Where `Exchange` is among the methods.
-const EXCHANGE: (&str, &str) = ("ackstream.v1.MessageStream", "Exchange");
+const EXCHANGE: (&str, &str) = (SERVICE_NAME, "Exchange");
 
 /// One subscription at one instant, as its lock gave it.
 #[derive(Clone, Debug, Default)]
