@@ -192,11 +192,17 @@ fn metrics_that_other_hosts_can_read_are_told() {
 #[test]
 fn a_client_that_is_given_a_secret_in_the_place_of_its_file_does_not_show_it() {
     const SECRET: &str = "s3cr3t-0123456789";
+    let folder = Folder::new();
     for options in [&["--token-file", SECRET][..], &["--tls", "--tls-cert", "server.pem", "--tls-key", SECRET]] {
-        let told = ackstream(&[&["health"][..], options].concat()).output().unwrap();
+        let told = folder.run(&[&["health"][..], options].concat());
         let (out, err) = (String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
         assert!(!out.contains(SECRET) && !err.contains(SECRET) && !err.is_empty(), "{out}{err}");
         assert_eq!(told.status.code(), Some(64), "{err}");
+        let flag = options[options.len() - 2];
+        assert!(
+            err.contains(&format!("(flag {flag}): cannot be read")),
+            "it is the secret's file that is missing: {err}"
+        );
     }
 }
 

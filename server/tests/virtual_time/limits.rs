@@ -15,6 +15,7 @@ use tonic_prost::ProstCodec;
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1alpha;
 
 use crate::support::{Conversation, Memory, about, settle, timed};
 
@@ -221,6 +222,15 @@ async fn who_asks_for_health_or_reflection_says_little() {
     let mut reflection = ServerReflectionClient::new(memory.connect().await);
     let request = MessageRequest::FileContainingSymbol("x".repeat(5_000));
     let request = ServerReflectionRequest { message_request: Some(request), ..ServerReflectionRequest::default() };
+    let asked = reflection.server_reflection_info(tokio_stream::once(request)).await;
+    assert_eq!(asked.unwrap().into_inner().message().await.unwrap(), None, "it is not read, and ends the stream");
+
+    let mut reflection = v1alpha::server_reflection_client::ServerReflectionClient::new(memory.connect().await);
+    let request = v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol("x".repeat(5_000));
+    let request = v1alpha::ServerReflectionRequest {
+        message_request: Some(request),
+        ..v1alpha::ServerReflectionRequest::default()
+    };
     let asked = reflection.server_reflection_info(tokio_stream::once(request)).await;
     assert_eq!(asked.unwrap().into_inner().message().await.unwrap(), None, "it is not read, and ends the stream");
 }
