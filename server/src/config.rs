@@ -15,7 +15,7 @@ use std::time::Duration;
 use tracing_subscriber::filter::LevelFilter;
 
 pub use keys::{DEMO_COUNT, KEYS, Key, Of};
-pub use layers::{Flag, Layers};
+pub use layers::{Defaults, Flag, Layers};
 
 use crate::address::Listen;
 use crate::connection::ConnectionLimits;
@@ -109,6 +109,7 @@ impl Config {
             max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
             max_outstanding_bytes: values.at_least_one("max_outstanding_bytes", values::bytes),
             consumer_stuck_after: values.between("consumer_stuck_after", Duration::from_secs(1), hour),
+            reconnect_grace: values.between("reconnect_grace", Duration::ZERO, Duration::from_mins(5)),
         };
         let connections = connection_limits(&mut values);
         let drain_timeout = values.between("drain_timeout", Duration::ZERO, hour);

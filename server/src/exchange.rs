@@ -13,6 +13,7 @@ mod frames;
 mod incoming;
 mod outgoing;
 mod session;
+mod sessions;
 mod status;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub(crate) use crate::exchange::incoming::DEFAULT_NAME;
 use crate::exchange::incoming::Incoming;
 use crate::exchange::outgoing::Outgoing;
 use crate::exchange::session::Session;
+use crate::exchange::sessions::Sessions;
 use crate::exchange::status::Refused;
 use crate::proto::StreamMessage;
 use crate::proto::message_stream_server::MessageStream;
@@ -56,6 +58,8 @@ pub struct StreamLimits {
     pub max_outstanding_bytes: u64,
     /// A consumer that takes nothing of what is due to it for so long, and sends nothing, is stuck.
     pub consumer_stuck_after: Duration,
+    /// So long may a client with a session take to resume it after its stream broke; zero: there are no sessions.
+    pub reconnect_grace: Duration,
 }
 
 /// The service `ackstream.v1.MessageStream`.
@@ -64,6 +68,7 @@ pub struct Exchange {
     clock: Clock,
     limits: StreamLimits,
     places: Arc<Semaphore>,
+    sessions: Arc<Sessions>,
     ending: watch::Receiver<Option<Ending>>,
 }
 
@@ -75,7 +80,14 @@ impl Exchange {
         limits: StreamLimits,
         ending: watch::Receiver<Option<Ending>>,
     ) -> Self {
-        Self { broker, clock, limits, places: Arc::new(Semaphore::new(limits.max_streams)), ending }
+        Self {
+            broker,
+            clock,
+            limits,
+            places: Arc::new(Semaphore::new(limits.max_streams)),
+            sessions: Arc::default(),
+            ending,
+        }
     }
 }
 
@@ -94,6 +106,7 @@ impl MessageStream for Exchange {
         let incoming = Incoming {
             frames: request.into_inner(),
             session: Arc::clone(&session),
+            sessions: Arc::clone(&self.sessions),
             broker: Arc::clone(&self.broker),
             clock: self.clock,
             limits: self.limits,

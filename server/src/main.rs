@@ -9,7 +9,7 @@ use std::time::Duration;
 use ackstream::address::Listen;
 use ackstream::cli::{self, Invocation, Wanted};
 use ackstream::client::{bench, consume, publish};
-use ackstream::config::{Config, Layers, Problem};
+use ackstream::config::{Config, Defaults, Layers, Problem};
 use ackstream::exchange::Ending;
 use ackstream::exit::Exit;
 use ackstream::process::{self, Signals};
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
 fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
     let Invocation { command, file, flags, problems } = invocation;
     let usage = if problems.is_empty() { Ok(()) } else { Err(problems) };
-    let config = || Config::load(&Layers::read(file, std::env::vars_os(), flags));
+    let defaults = if command == Wanted::Demo { Defaults::Demo } else { Defaults::Server };
+    let config = || Config::load(&Layers::read(file, std::env::vars_os(), flags, defaults));
     process::fail_stop();
     Ok(match command {
         Wanted::Demo | Wanted::Serve => {

@@ -262,7 +262,7 @@ impl Server {
             let (counts, backlog, tally) = (locked.counts(), locked.backlog(), locked.observer().tally().clone());
             drop(locked);
             let Counts { published, acked, dropped, sent, ended } = counts;
-            let Ended { acked: in_time, nacked, expired, released } = ended;
+            let Ended { acked: in_time, nacked, expired, interrupted, released } = ended;
             let Backlog { ready, delayed, outstanding } = backlog;
             let left = backlog.messages();
             info!("Summary of topic {}, subscription {}:", topic.name(), subscription.name());
@@ -271,8 +271,8 @@ impl Server {
                  + {outstanding} outstanding"
             );
             info!(
-                "  deliveries: {sent} sent = {in_time} acked + {nacked} nacked + {expired} expired + {released} released \
-                 + {outstanding} outstanding"
+                "  deliveries: {sent} sent = {in_time} acked + {nacked} nacked + {expired} expired + {interrupted} interrupted \
+                 + {released} released + {outstanding} outstanding"
             );
             info!(
                 "  retries: {}, late ACKs: {}, ignored ACKs, NACKs and extends: {}",
@@ -283,9 +283,11 @@ impl Server {
             if dropped > 0 {
                 let reason = |reason| tally.dropped(reason);
                 info!(
-                    "  dropped:    {} because no retry was left, {} because a consumer rejected them",
+                    "  dropped:    {} because no retry was left, {} because a consumer rejected them, {} because consumers' streams \
+                     broke too often",
                     reason(DropReason::MaxRetries),
-                    reason(DropReason::Rejected)
+                    reason(DropReason::Rejected),
+                    reason(DropReason::MaxInterruptions)
                 );
             }
             if left > 0 {

@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard};
 use std::task::Waker;
 
-use ackstream_core::{ConsumerId, Leave, Policy, Time};
+use ackstream_core::{Attachment, ConsumerId, Leave, MessageId, Policy, Time};
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
@@ -30,9 +30,18 @@ pub struct Subscription {
 struct State {
     core: Core,
     /// For each consumer, by its index, who polls its stream.
-    wakers: Vec<Option<Waker>>,
+    streams: Vec<Stream>,
     /// The time for which the driver has set its alarm.
     alarm: Option<Time>,
+}
+
+/// The stream of a consumer.
+#[derive(Default)]
+struct Stream {
+    /// Which of those that the consumer had.
+    number: u64,
+    /// Who polls it.
+    waker: Option<Waker>,
 }
 
 impl Subscription {
@@ -41,7 +50,8 @@ impl Subscription {
     pub fn new(name: String, policy: &Policy, dead_letters: Option<DeadLetters>, watch: Watch, clock: Clock) -> Self {
         let policy = Policy { dead_letters: dead_letters.is_some(), ..policy.clone() };
         let contexts = watch.contexts();
-        let state = State { core: Core::new(policy, watch), wakers: Vec::new(), alarm: None };
+        let core = Core::new(policy, watch);
+        let state = State { core, streams: Vec::new(), alarm: None };
         Self { name, clock, contexts, dead_letters, state: Mutex::new(state), earlier: Notify::new() }
     }
 
@@ -106,27 +116,62 @@ pub struct Locked<'a> {
 }
 
 impl Locked<'_> {
-    /// Remembers who polls this consumer's stream. One that has left is not remembered: its index may be another's by now.
-    pub fn set_waker(&mut self, consumer: ConsumerId, waker: &Waker) {
-        if !self.is_attached(consumer) {
-            return;
+    /// Attaches a consumer. Returns it, and the number of its stream.
+    pub fn join(&mut self, attachment: Attachment) -> (ConsumerId, u64) {
+        let now = self.now;
+        let consumer = self.attach(attachment, now);
+        (consumer, self.new_stream(consumer))
+    }
+
+    /// A consumer is back over another stream, whatever became of the one before. Returns the number of its stream; `None`: it is too
+    /// late.
+    pub fn rejoin(
+        &mut self,
+        consumer: ConsumerId,
+        attachment: Attachment,
+        holds: impl Fn(MessageId) -> bool,
+    ) -> Option<u64> {
+        let now = self.now;
+        self.suspend(consumer, Leave::Closed, Time::MAX, now); // where its stream is still open
+        if !self.resume(consumer, attachment, holds, now) {
+            return None;
         }
-        let wakers = &mut self.state_mut().wakers;
-        if wakers.len() <= consumer.index() {
-            wakers.resize(consumer.index() + 1, None);
+        self.heard(consumer, now);
+        Some(self.new_stream(consumer))
+    }
+
+    fn new_stream(&mut self, consumer: ConsumerId) -> u64 {
+        let streams = &mut self.state_mut().streams;
+        if streams.len() <= consumer.index() {
+            streams.resize_with(consumer.index() + 1, Stream::default);
         }
-        match &mut wakers[consumer.index()] {
+        let stream = &mut streams[consumer.index()];
+        *stream = Stream { number: stream.number + 1, waker: None };
+        stream.number
+    }
+
+    /// Whether this is the stream of a consumer that is attached. Remembers who polls it.
+    pub fn polls(&mut self, consumer: ConsumerId, stream: u64, waker: &Waker) -> bool {
+        let known = self.state_mut().streams.get_mut(consumer.index()).filter(|known| known.number == stream);
+        let Some(known) = known else { return false };
+        match &mut known.waker {
             Some(known) => known.clone_from(waker), // costs nothing where it is the same
             place @ None => *place = Some(waker.clone()),
         }
+        true
     }
 
-    /// Detaches a consumer and forgets who polled its stream.
-    pub fn leave(&mut self, consumer: ConsumerId, leave: Leave) {
+    /// The stream of a consumer is gone. It leaves, or it may resume until then. Nothing happens where the consumer has another stream.
+    pub fn stream_ends(&mut self, consumer: ConsumerId, stream: u64, leave: Leave, until: Option<Time>) {
         let now = self.now;
-        self.detach(consumer, leave, now);
-        if let Some(waker) = self.state_mut().wakers.get_mut(consumer.index()) {
-            *waker = None;
+        let Some(known) = self.state_mut().streams.get_mut(consumer.index()).filter(|known| known.number == stream)
+        else {
+            return;
+        };
+        *known = Stream { number: stream + 1, waker: None };
+        match until {
+            Some(until) => self.suspend(consumer, leave, until, now),
+            None => self.detach(consumer, leave, now),
         }
     }
 
@@ -153,7 +198,7 @@ impl Drop for Locked<'_> {
         let Some(mut state) = self.state.take() else { return };
         let mut woken: SmallVec<[Waker; 4]> = SmallVec::new();
         while let Some(consumer) = state.core.next_wake() {
-            woken.extend(state.wakers.get(consumer.index()).cloned().flatten());
+            woken.extend(state.streams.get(consumer.index()).and_then(|stream| stream.waker.clone()));
         }
         let due = state.next_due();
         let earlier = due.is_some_and(|due| state.alarm.is_none_or(|alarm| due < alarm));

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ackstream::config::{Config, Flag, KEYS, Layers};
+use ackstream::config::{Config, Defaults, Flag, KEYS, Layers};
 use ackstream_core::Backoff;
 
 /// A file with this text.
@@ -26,7 +26,7 @@ fn load(text: &str, environment: &[(&str, &str)], flags: &[(&'static str, &str)]
         value: (*value).to_owned(),
     });
     let hide = |text: String| text.replace(&path.display().to_string(), "test.toml");
-    Config::load(&Layers::read(Some(path.clone()), environment, flags))
+    Config::load(&Layers::read(Some(path.clone()), environment, flags, Defaults::Server))
         .map_err(|problems| problems.iter().map(|problem| hide(problem.to_string())).collect())
 }
 
@@ -85,7 +85,7 @@ fn all_problems_are_told_at_once_each_with_its_key_and_source() {
 #[test]
 fn a_file_that_is_missing_is_told_with_everything_else() {
     let flag = Flag { key: "ack_deadline", name: "flag --ack-deadline".into(), value: "x".into() };
-    let layers = Layers::read(Some("/nowhere/at/all.toml".into()), [], [flag]);
+    let layers = Layers::read(Some("/nowhere/at/all.toml".into()), [], [flag], Defaults::Server);
     let found: Vec<_> = Config::load(&layers).unwrap_err().iter().map(ToString::to_string).collect();
     assert_eq!(found.len(), 2);
     assert!(found[0].starts_with("/nowhere/at/all.toml (flag --config): cannot be read: "), "{}", found[0]);
@@ -198,7 +198,7 @@ fn no_key_begins_like_what_belongs_to_others() {
 fn the_environment_can_name_the_file() {
     let (_folder, path) = file("max_retries = 9");
     let environment = [(OsString::from("ACKSTREAM_CONFIG"), path.into_os_string())];
-    let config = Config::load(&Layers::read(None, environment, [])).unwrap();
+    let config = Config::load(&Layers::read(None, environment, [], Defaults::Server)).unwrap();
     assert_eq!(config.settings.policy.max_retries, Some(9));
 }
 

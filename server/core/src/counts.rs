@@ -26,7 +26,9 @@ pub struct Ended {
     pub nacked: u64,
     /// By their deadline.
     pub expired: u64,
-    /// Because their consumer left.
+    /// In progress, by the break of their consumer's stream.
+    pub interrupted: u64,
+    /// By going back at no cost.
     pub released: u64,
 }
 
@@ -54,10 +56,10 @@ impl Counts {
         self.published == self.acked + self.dropped + backlog.messages()
     }
 
-    /// The law of deliveries: sent = acked + nacked + expired + released + outstanding.
+    /// The law of deliveries: sent = acked + nacked + expired + interrupted + released + outstanding.
     pub const fn deliveries_hold(&self, backlog: Backlog) -> bool {
-        let Ended { acked, nacked, expired, released } = self.ended;
-        self.sent == acked + nacked + expired + released + backlog.outstanding
+        let Ended { acked, nacked, expired, interrupted, released } = self.ended;
+        self.sent == acked + nacked + expired + interrupted + released + backlog.outstanding
     }
 }
 
@@ -69,7 +71,8 @@ impl<M> Observer<M> for Counts {
             Event::Ended { outcome: Outcome::Acked, .. } => &mut self.ended.acked,
             Event::Ended { outcome: Outcome::Nacked, .. } => &mut self.ended.nacked,
             Event::Ended { outcome: Outcome::Expired, .. } => &mut self.ended.expired,
-            Event::Ended { outcome: Outcome::Released, .. } => &mut self.ended.released,
+            Event::Ended { outcome: Outcome::Interrupted, .. } => &mut self.ended.interrupted,
+            Event::Ended { outcome: Outcome::Released(_), .. } => &mut self.ended.released,
             Event::Acked { .. } => &mut self.acked,
             Event::Dropped { .. } => &mut self.dropped,
             Event::Extended { .. }

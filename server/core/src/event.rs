@@ -19,17 +19,36 @@ pub enum Outcome {
     Nacked,
     /// Its ack deadline passed.
     Expired,
-    /// Its consumer left.
-    Released,
+    /// Its consumer's stream broke while it was in progress.
+    Interrupted,
+    /// It went back at no cost.
+    Released(Release),
+}
+
+/// Why a delivery went back at no cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Release {
+    /// Its consumer left cleanly.
+    Left,
+    /// The server closed its stream.
+    Closed,
+    /// Its consumer's stream broke before the delivery was in progress.
+    NotBegun,
+    /// Its consumer gave it back.
+    GivenBack,
+    /// Its consumer resumed and did not hold it: the delivery was lost on the way.
+    NotReceived,
 }
 
 /// Why a message was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
-    /// A delivery ended in a way that costs a retry, and none was left.
+    /// A delivery failed, and no retry was left.
     MaxRetries,
     /// A consumer nacked it with drop.
     Rejected,
+    /// Consumers' streams broke too often while it was delivered alone or, where none may break, once.
+    MaxInterruptions,
 }
 
 impl Outcome {
@@ -39,7 +58,32 @@ impl Outcome {
             Self::Acked => "acked",
             Self::Nacked => "nacked",
             Self::Expired => "expired",
-            Self::Released => "released",
+            Self::Interrupted => "interrupted",
+            Self::Released(_) => "released",
+        }
+    }
+
+    /// Whether the delivery failed, which costs a retry.
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Nacked | Self::Expired => true,
+            Self::Acked | Self::Interrupted | Self::Released(_) => false,
+        }
+    }
+}
+
+impl Release {
+    /// All of them, in their order.
+    pub const ALL: [Self; 5] = [Self::Left, Self::Closed, Self::NotBegun, Self::GivenBack, Self::NotReceived];
+
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Closed => "closed",
+            Self::NotBegun => "not_begun",
+            Self::GivenBack => "given_back",
+            Self::NotReceived => "not_received",
         }
     }
 }
@@ -50,6 +94,7 @@ impl DropReason {
         match self {
             Self::MaxRetries => "max_retries",
             Self::Rejected => "rejected",
+            Self::MaxInterruptions => "max_interruptions",
         }
     }
 }
@@ -57,9 +102,12 @@ impl DropReason {
 /// How a consumer leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Leave {
-    /// It half-closed, or the server ended its stream: its deliveries cost no retry.
+    /// It half-closed: what it holds is released.
     Clean,
-    /// Its stream broke: its deliveries cost a retry, so that a message which kills its consumers comes to an end.
+    /// The server closed its stream, for a reason that is not its consumer's: what it holds is released.
+    Closed,
+    /// Its stream broke. What was in progress is interrupted, so that a message which kills its consumers comes to an end; all else
+    /// is released.
     Broken,
 }
 
@@ -87,15 +135,13 @@ pub enum IgnoreReason {
     NotHeld,
 }
 
-/// A delivery that ended without an ack, as its message's history keeps it.
+/// A delivery in which something went wrong, as its message's history keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// Its number, from 1.
     pub number: u32,
-    /// How it ended: never [`Outcome::Acked`].
+    /// How it ended: nacked, expired or interrupted; of the last delivery of a settled message also acked.
     pub outcome: Outcome,
-    /// Whether something went wrong: it is false only where the consumer left cleanly.
-    pub failed: bool,
     /// Who held it; it may have left.
     pub consumer: ConsumerId,
     /// When it was handed over.
@@ -117,9 +163,13 @@ pub struct MessageView<'a, M> {
     pub accepted_at: Time,
     /// How many deliveries it has had; the number of the last one.
     pub attempts: u32,
+    /// How many deliveries failed, one that just ended included.
+    pub failures: u32,
+    /// How many deliveries were interrupted, one that just ended included.
+    pub interruptions: u32,
     /// How many retries are left; `None` = unlimited.
     pub retries_left: Option<u32>,
-    /// The deliveries that ended without an ack, oldest first, one that just ended included: all of them up to
+    /// The deliveries that failed or were interrupted, oldest first, one that just ended included: all of them up to
     /// [`HISTORY`](crate::HISTORY), of more the first and the last half of that. Empty for a clean message.
     pub history: &'a [Attempt],
 }
@@ -143,7 +193,8 @@ pub enum Event<'a, M> {
         message: MessageView<'a, M>,
         /// Who holds it.
         consumer: ConsumerId,
-        /// How the delivery before ended; `None` for the first. Anything else makes this a redelivery, a "retry" in metrics and logs.
+        /// How the delivery before ended; `None` for the first. Anything else makes this a redelivery; after a failure it is a
+        /// "retry" in metrics and logs.
         after: Option<Outcome>,
     },
     /// A delivery's ack deadline was moved.

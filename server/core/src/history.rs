@@ -1,4 +1,4 @@
-//! How a message's deliveries ended, as far as they ended without an ack.
+//! How a message's deliveries ended, as far as something went wrong.
 
 use thin_vec::ThinVec;
 
@@ -7,7 +7,7 @@ use crate::event::Attempt;
 /// At most so many of a message's deliveries are remembered: the first half of it and the last.
 pub const HISTORY: usize = 32;
 
-/// The deliveries of one message that ended without an ack, oldest first. A clean message pays one word and no allocation; others
+/// The deliveries of one message that failed or were interrupted, oldest first. A clean message pays one word and no allocation; others
 /// one allocation of what they keep, at most [`HISTORY`] times 32 bytes.
 #[derive(Default)]
 pub(crate) struct History(ThinVec<Attempt>);

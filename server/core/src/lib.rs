@@ -53,11 +53,19 @@ mod subscription;
 mod time;
 mod topic;
 
-pub use consumers::{Attachment, ConsumerId, Window};
+pub use consumers::{Attachment, ConsumerCounts, ConsumerId, Window};
 pub use counts::{Backlog, Counts, Ended};
-pub use event::{Attempt, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Verb};
+pub use event::{
+    Attempt, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Release, Verb,
+};
 pub use history::HISTORY;
-pub use policy::{Backoff, MAX_DELAY, MAX_DELIVERY, MAX_RETRIES, MIN_ACK_DEADLINE, Policy, PolicyError};
-pub use subscription::{Delivery, Nack, PASS, Refusal, Subscription, WAKE_PATIENCE};
+pub use policy::{
+    ALONE_AFTER, Backoff, MAX_DELAY, MAX_DELIVERY, MAX_INTERRUPTION_DELAY, MAX_RETRIES, MIN_ACK_DEADLINE, Policy,
+    PolicyError,
+};
+pub use subscription::{
+    Delivery, Nack, PASS, PROBE_AFTER_AT_LEAST, PROBE_AFTER_DEADLINES, RESERVED_FOR, Refusal, Subscription,
+    WAKE_PATIENCE,
+};
 pub use time::Time;
 pub use topic::{Refused, Topic};

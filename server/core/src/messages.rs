@@ -5,6 +5,7 @@ use rustc_hash::FxHashMap;
 use crate::consumers::ConsumerId;
 use crate::event::{DropReason, MessageId, MessageView, Outcome};
 use crate::history::History;
+use crate::policy::ALONE_AFTER;
 use crate::slab::{Key, Slab};
 use crate::time::Time;
 
@@ -17,7 +18,7 @@ pub(crate) struct Slot<M> {
     pub(crate) state: State,
     /// Deliveries so far.
     pub(crate) attempts: u32,
-    /// Deliveries that ended in a way that costs a retry.
+    /// Deliveries that failed.
     pub(crate) failures: u32,
     /// Outstanding: when it was handed over. Ready, or on offer to the dead-letter topic: since when. In the schedule: until when.
     pub(crate) at: Time,
@@ -25,7 +26,7 @@ pub(crate) struct Slot<M> {
     pub(crate) holder: ConsumerId,
     /// How the last delivery ended.
     pub(crate) last_outcome: Option<Outcome>,
-    /// The deliveries that ended without an ack.
+    /// The deliveries that failed or were interrupted.
     pub(crate) history: History,
     links: [Links; 2],
 }
@@ -33,14 +34,40 @@ pub(crate) struct Slot<M> {
 /// Where a message is. Each state names the one list or schedule that holds the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// In the list of first deliveries or, once it has been delivered, in one of the two of redeliveries.
-    Ready { later: bool },
+    /// In the list that its queue names.
+    Ready(Queue),
     /// In the schedule.
     Delayed,
     /// In the list of deadlines, or in the schedule where its deadline was moved.
-    Outstanding { extended: bool },
+    Outstanding(Until),
     /// In the list of messages on offer to the dead-letter topic or, once that has refused it, in the schedule.
     GivenUp { reason: DropReason, refused: bool },
+}
+
+/// Where a ready message waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// Never delivered, in the order of ids.
+    First,
+    /// For redelivery, in the order in which they became ready.
+    Again,
+    /// For redelivery, behind effects that were due before and that no pass has come to.
+    Later,
+    /// Given back by the consumer that its slot names as its holder, in the list of that.
+    GivenBack,
+    /// For redelivery alone.
+    Alone,
+}
+
+/// What ends a delivery that nobody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// The policy's ack deadline.
+    Deadline,
+    /// A deadline that was moved.
+    Moved,
+    /// The end of the grace of its consumer, which is suspended: then it ends so.
+    Grace(Outcome),
 }
 
 /// A slot's neighbours in one list.
@@ -125,6 +152,8 @@ const fn locate(id: u64) -> (u64, usize) {
 pub(crate) struct Messages<M> {
     slots: Slab<Slot<M>>,
     index: FxHashMap<u64, Page>,
+    /// Of those that were interrupted, how often.
+    interruptions: FxHashMap<Key, u32>,
     bytes: u64,
     /// No message older than this one is left; where the search for the oldest begins.
     oldest: u64,
@@ -139,7 +168,8 @@ struct Page {
 
 impl<M> Messages<M> {
     pub(crate) fn new() -> Self {
-        Self { slots: Slab::new(), index: FxHashMap::default(), bytes: 0, oldest: 1, end: 1 }
+        let (index, interruptions) = (FxHashMap::default(), FxHashMap::default());
+        Self { slots: Slab::new(), index, interruptions, bytes: 0, oldest: 1, end: 1 }
     }
 
     pub(crate) const fn len(&self) -> u64 {
@@ -182,7 +212,7 @@ impl<M> Messages<M> {
             body,
             size,
             accepted_at: now,
-            state: State::Ready { later: false },
+            state: State::Ready(Queue::First),
             attempts: 0,
             failures: 0,
             at: Time::ZERO,
@@ -202,6 +232,9 @@ impl<M> Messages<M> {
 
     /// Forgets a message that is in no list.
     pub(crate) fn remove(&mut self, key: Key) {
+        if !self.interruptions.is_empty() {
+            self.interruptions.remove(&key);
+        }
         let slot = self.slots.remove(key);
         let (number, place) = locate(slot.id.0);
         let page = self.index.get_mut(&number).expect("every message is in the index");
@@ -233,6 +266,22 @@ impl<M> Messages<M> {
         None
     }
 
+    /// How often the message was interrupted.
+    pub(crate) fn interruptions(&self, key: Key) -> u32 {
+        if self.interruptions.is_empty() { 0 } else { self.interruptions.get(&key).copied().unwrap_or_default() }
+    }
+
+    /// The message was interrupted once more.
+    pub(crate) fn count_interruption(&mut self, key: Key) {
+        let count = self.interruptions.entry(key).or_default();
+        *count = count.saturating_add(1);
+    }
+
+    /// Whether the message is delivered alone.
+    pub(crate) fn is_alone(&self, key: Key) -> bool {
+        self.interruptions(key) >= ALONE_AFTER
+    }
+
     /// The message as events show it; `max_retries` is the policy's.
     pub(crate) fn view(&self, key: Key, max_retries: Option<u32>) -> MessageView<'_, M> {
         let slot = self.slot(key);
@@ -242,6 +291,8 @@ impl<M> Messages<M> {
             size: slot.size,
             accepted_at: slot.accepted_at,
             attempts: slot.attempts,
+            failures: slot.failures,
+            interruptions: self.interruptions(key),
             retries_left: max_retries.map(|max| max.saturating_sub(slot.failures)),
             history: slot.history.attempts(),
         }

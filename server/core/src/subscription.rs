@@ -1,5 +1,8 @@
-//! The state machine of one subscription: its inputs and what can be asked of it. What they lead to is in [`transitions`].
+//! The state machine of one subscription: its inputs and what can be asked of it. What they lead to is in [`transitions`], [`offers`] and
+//! [`leaving`].
 
+mod leaving;
+mod offers;
 mod transitions;
 
 use std::collections::BTreeSet;
@@ -8,13 +11,14 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
-use crate::consumers::{Attachment, ConsumerId, Consumers};
+use crate::consumers::{Attachment, ConsumerCounts, ConsumerId, Consumers};
 use crate::counts::{Backlog, Counts};
-use crate::event::{DropReason, Event, Leave, MessageId, MessageView, Observer, Outcome, Verb};
-use crate::messages::{BY_STATE, List, Messages, State};
-use crate::policy::{MAX_DELAY, MAX_DELIVERY, Policy};
+use crate::event::{DropReason, Event, Leave, MessageId, MessageView, Observer, Outcome, Release, Verb};
+use crate::messages::{BY_STATE, List, Messages};
+use crate::policy::{MAX_DELAY, Policy};
 use crate::slab::Key;
 use crate::time::Time;
+use transitions::Cause;
 
 /// At most so many effects of time are applied in one call: at 40 to 160 ns each, well under a millisecond.
 pub const PASS: usize = 1024;
@@ -22,6 +26,15 @@ pub const PASS: usize = 1024;
 /// Where a consumer was woken and nobody takes a message for so long, the next one is woken: a stream whose client's HTTP/2 window
 /// is full is never polled, so its wake is lost (measured).
 pub const WAKE_PATIENCE: Duration = Duration::from_millis(5);
+
+/// While a message waits to be delivered alone, one consumer gets nothing else for so long, until it is empty: as long as the ack
+/// deadline of a topic takes by default. Then it is the next one's turn.
+pub const RESERVED_FOR: Duration = Duration::from_secs(30);
+
+/// An unresponsive consumer is probed after so many ack deadlines, but after [`PROBE_AFTER_AT_LEAST`].
+pub const PROBE_AFTER_DEADLINES: u32 = 10;
+/// See [`PROBE_AFTER_DEADLINES`]: a process that was stopped for less is most likely about to return.
+pub const PROBE_AFTER_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// One subscription of a topic: a full copy of the topic's messages, shared by its consumers.
 ///
@@ -42,10 +55,22 @@ pub struct Subscription<M, O> {
     deadlines: List<BY_STATE>,
     /// Given up, on offer to the dead-letter topic, in the order in which they came to be.
     given_up: List<BY_STATE>,
-    /// Delayed messages, refused dead letters and extended deliveries, by the instant at which they are due.
+    /// Ready to be delivered alone, in the order in which they became ready.
+    alone: List<BY_STATE>,
+    /// Who gets nothing but the first of those.
+    reserved: Option<Reservation>,
+    reservations: u64,
+    /// Consumers that have given ready messages back, by when they gave back the first of them, and how many messages these are.
+    gave_back: BTreeSet<(Time, ConsumerId)>,
+    given_back: u64,
+    /// Delayed messages, refused dead letters, and deliveries that end at an instant of their own, by that instant.
     schedule: BTreeSet<(Time, MessageId, Key)>,
-    /// The deadlines of extended deliveries.
+    /// When those deliveries end: the moved ones, and those of suspended consumers.
     extended: FxHashMap<Key, Time>,
+    /// When suspended consumers leave that have not resumed.
+    graces: BTreeSet<(Time, ConsumerId)>,
+    /// When a responsive consumer took its last delivery.
+    taken_at: Time,
     /// No effect of time is due before.
     quiet_until: Time,
     /// When to stop counting on the consumers that were woken.
@@ -55,6 +80,14 @@ pub struct Subscription<M, O> {
     now: Time,
 }
 
+/// A consumer that gets nothing but a message alone, once it is empty.
+#[derive(Clone, Copy)]
+struct Reservation {
+    consumer: ConsumerId,
+    /// When it is the next one's turn.
+    until: Time,
+}
+
 /// A message that was just handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery<M> {
@@ -62,6 +95,10 @@ pub struct Delivery<M> {
     pub id: MessageId,
     /// The number of this delivery, from 1.
     pub attempt: u32,
+    /// How many deliveries of it failed before.
+    pub failures: u32,
+    /// How many deliveries of it were interrupted before.
+    pub interruptions: u32,
     /// What was published.
     pub body: M,
     /// When it was accepted.
@@ -78,6 +115,9 @@ pub struct Nack {
     pub delay: Option<Duration>,
     /// Give the message up, whatever retries are left.
     pub drop: bool,
+    /// It has not failed: it goes back at no cost, and whoever gives it back gets it again after one ack deadline at the earliest.
+    /// Goes before all else.
+    pub release: bool,
 }
 
 /// Why a subscription does not take a message. Nothing has changed.
@@ -126,8 +166,15 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             later: List::new(),
             deadlines: List::new(),
             given_up: List::new(),
+            alone: List::new(),
+            reserved: None,
+            reservations: 0,
+            gave_back: BTreeSet::new(),
+            given_back: 0,
             schedule: BTreeSet::new(),
             extended: FxHashMap::default(),
+            graces: BTreeSet::new(),
+            taken_at: Time::ZERO,
             quiet_until: Time::MAX,
             patience: Time::ZERO,
             draining: false,
@@ -167,28 +214,57 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// A consumer attaches. It gets nothing until it asks with [`next_delivery`](Self::next_delivery).
     pub fn attach(&mut self, attachment: Attachment, now: Time) -> ConsumerId {
         self.begin(now);
-        let consumer = self.consumers.attach(attachment);
+        let consumer = self.consumers.attach(attachment, self.now);
         self.tell_event(&Event::Attached { at: self.now, consumer });
         self.finish();
         consumer
     }
 
-    /// A consumer leaves; what it holds is released, in the order of hand-over. Released messages are ready at once; only after a
-    /// broken stream, and then from the second attempt on, are they delayed by one ack deadline.
+    /// A consumer leaves. What it holds is released in the order of hand-over, but that what was in progress on a broken stream is
+    /// interrupted. What it has given back is anybody's.
     pub fn detach(&mut self, consumer: ConsumerId, leave: Leave, now: Time) {
         self.begin(now);
-        let mut next = self.consumers.get(consumer).and_then(|c| c.held.front());
-        while let Some(key) = next {
-            next = self.messages.next_held(key);
-            if self.is_overdue(key) {
-                self.take_from_holder(key); // it has expired; a later pass tells so
+        self.leave(consumer, leave);
+        self.finish();
+    }
+
+    /// A consumer's stream is gone, and it may [`resume`](Self::resume) until then. Its deliveries end at that instant, and no sooner.
+    /// While draining it leaves at once.
+    pub fn suspend(&mut self, consumer: ConsumerId, leave: Leave, until: Time, now: Time) {
+        self.begin(now);
+        if self.consumers.get(consumer).is_some_and(|known| known.suspended.is_none()) {
+            if self.draining || until <= self.now {
+                self.leave(consumer, leave);
             } else {
-                self.release(key, leave);
+                self.begin_grace(consumer, leave, until);
             }
         }
-        if self.consumers.detach(consumer).is_some() {
-            self.tell_event(&Event::Detached { at: self.now, consumer, leave });
+        self.finish();
+    }
+
+    /// A suspended consumer is back. Of what it held before, each delivery that it still `holds` has one ack deadline from now; all
+    /// others are released. It keeps its place. Says whether it was still there.
+    pub fn resume(
+        &mut self,
+        consumer: ConsumerId,
+        attachment: Attachment,
+        holds: impl Fn(MessageId) -> bool,
+        now: Time,
+    ) -> bool {
+        self.begin(now);
+        let grace = self.consumers.get(consumer).and_then(|known| known.suspended);
+        let resumes = !self.draining && grace.is_some_and(|(until, _)| until > self.now);
+        if resumes {
+            self.end_grace(consumer, attachment, holds);
         }
+        self.finish();
+        resumes
+    }
+
+    /// A consumer said something, whatever it was.
+    pub fn heard(&mut self, consumer: ConsumerId, now: Time) {
+        self.begin(now);
+        self.consumers.heard(consumer, self.now);
         self.finish();
     }
 
@@ -207,9 +283,9 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         delivery
     }
 
-    /// The size of the message that the next delivery would be, whoever asks; `None` where there is none.
-    pub fn next_size(&self) -> Option<u32> {
-        self.head().map(|key| self.messages.slot(key).size)
+    /// The size of the message that this consumer's next delivery would be; `None` where there is none for it.
+    pub fn next_size(&self, consumer: ConsumerId) -> Option<u32> {
+        self.next_for(consumer).map(|key| self.messages.slot(key).size)
     }
 
     /// The message is done, whoever says so: an outstanding one, or one that is ready or delayed after an earlier delivery (a late ack
@@ -222,17 +298,21 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.finish();
     }
 
-    /// The delivery that `consumer` holds has failed. It costs a retry, unless the nack drops the message.
+    /// The delivery that `consumer` holds has failed, unless the nack only releases it.
     pub fn nack(&mut self, consumer: ConsumerId, id: MessageId, attempt: Option<u32>, nack: Nack, now: Time) {
         self.begin(now);
         match self.held_by(consumer, id, attempt) {
+            Ok(key) if nack.release => {
+                self.end_delivery(key, Outcome::Released(Release::GivenBack), self.now);
+                self.give_back(key, consumer);
+            }
             Ok(key) => {
-                self.end_delivery(key, Outcome::Nacked, true, self.now);
+                let delay = nack.delay.map_or_else(|| self.default_nack_delay(key), |delay| delay.min(MAX_DELAY));
+                self.end_delivery(key, Outcome::Nacked, self.now);
                 if nack.drop {
                     self.give_up(key, DropReason::Rejected, self.now);
                 } else {
-                    let delay = nack.delay.map_or_else(|| self.default_nack_delay(key), |delay| delay.min(MAX_DELAY));
-                    self.retry(key, delay, self.now);
+                    self.retry(key, delay, Cause::Input);
                 }
             }
             Err(reason) => self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Nack, reason }),
@@ -244,15 +324,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     pub fn extend(&mut self, consumer: ConsumerId, id: MessageId, attempt: Option<u32>, length: Duration, now: Time) {
         self.begin(now);
         match self.held_by(consumer, id, attempt) {
-            Ok(key) => {
-                self.take_from_deadlines(key);
-                let slot = self.messages.slot_mut(key);
-                let deadline = self.now.plus(length).min(slot.at.plus(MAX_DELIVERY));
-                slot.state = State::Outstanding { extended: true };
-                self.extended.insert(key, deadline);
-                self.schedule(deadline, key);
-                self.tell(key, |at, message| Event::Extended { at, message, deadline });
-            }
+            Ok(key) => self.move_deadline(key, length),
             Err(reason) => self.tell_event(&Event::Ignored { at: self.now, id, verb: Verb::Extend, reason }),
         }
         self.finish();
@@ -273,12 +345,15 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         taken
     }
 
-    /// From here on nothing is accepted and nothing is delivered; what is outstanding may still be settled. What is left at the end is
-    /// left, not dropped.
+    /// From here on nothing is accepted and nothing is delivered; what is outstanding may still be settled, but nobody resumes. What is
+    /// left at the end is left, not dropped.
     pub fn drain(&mut self, now: Time) {
         self.begin(now);
         if !std::mem::replace(&mut self.draining, true) {
             self.tell_event(&Event::Draining { at: self.now });
+            while let Some(&(_, consumer)) = self.graces.first() {
+                self.leave(consumer, Leave::Closed);
+            }
         }
         self.finish();
     }
@@ -298,9 +373,16 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// change it.
     pub fn next_due(&self) -> Option<Time> {
         let effect = self.next_effect().map(|(due, _)| due);
-        let patience = (self.consumers.others_could_come() && self.deliverable() > 0).then_some(self.patience);
+        let deliverable = self.deliverable() > 0;
+        let patience = (self.consumers.others_could_come() && deliverable).then_some(self.patience);
         let offer = self.given_up.front().map(|key| self.messages.slot(key).at);
-        [effect, patience, offer].into_iter().flatten().min()
+        let reserved = self.reserved.map(|reserved| reserved.until);
+        let last = if self.consumers.any_waiting_last() && deliverable { self.last_come_at() } else { None };
+        let last = last.filter(|&at| at > self.now);
+        let given_back = self.given_back_is_due();
+        let probe = self.consumers.next_probe().filter(|_| deliverable && self.consumers.any_responsive());
+        let times = [effect, patience, offer, reserved, last, given_back, probe];
+        times.into_iter().flatten().min()
     }
 
     /// A consumer that should ask for its next delivery. A hint, and no reservation: a message belongs to whoever asks first. To be
@@ -332,7 +414,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     /// The messages that are not settled, by state.
     pub fn backlog(&self) -> Backlog {
         Backlog {
-            ready: self.first.len() + self.again.len() + self.later.len(),
+            ready: self.first.len() + self.again.len() + self.later.len() + self.given_back + self.alone.len(),
             delayed: self.schedule.len() as u64 - self.extended.len() as u64 + self.given_up.len(),
             outstanding: self.deadlines.len() + self.extended.len() as u64,
         }
@@ -343,25 +425,25 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.messages.oldest().map(|key| self.messages.slot(key).accepted_at)
     }
 
-    /// Whether this consumer is attached.
+    /// Whether this consumer is attached, suspended or not.
     pub fn is_attached(&self, consumer: ConsumerId) -> bool {
         self.consumers.get(consumer).is_some()
     }
 
-    /// How many consumers are attached.
+    /// How many consumers are attached, suspended ones included.
     pub const fn consumers(&self) -> usize {
         self.consumers.len()
     }
 
-    /// How many consumers wait for a message, and how many for room in their window.
-    pub fn waiting_and_full(&self) -> (usize, usize) {
-        self.consumers.waiting_and_full()
+    /// How many consumers there are, by what they do.
+    pub fn consumer_counts(&self) -> ConsumerCounts {
+        self.consumers.counts()
     }
 
     /// Whether a message is ready for this consumer, which has room for it and does not come: it was woken, or has taken its last
     /// delivery and not asked again. Who waits for its turn is not awaited.
     pub fn is_awaited(&self, consumer: ConsumerId) -> bool {
-        self.next_size().is_some_and(|size| self.consumers.is_expected(consumer, size))
+        self.consumers.is_expected(consumer) && self.next_for(consumer).is_some()
     }
 
     /// Whether it is draining.

@@ -47,6 +47,10 @@ const fn demo(
     Key { name, flag, default, value, about, of: Of::Demo }
 }
 
+/// What is different for the demo's own topic: its story is told in seconds.
+pub(super) const DEMO_DEFAULTS: [(&str, &str); 4] =
+    [("ack_deadline", "2s"), ("max_retries", "3"), ("min_backoff", "0s"), ("max_backoff", "0s")];
+
 /// The positional argument of the demo; no flag.
 pub const DEMO_COUNT: &str = "demo.count";
 
@@ -75,10 +79,35 @@ pub const KEYS: &[Key] = &[
         "ADDRESS",
         "Where to serve /metrics, /livez and /readyz over HTTP, or \"off\"",
     ),
-    server("ack_deadline", "ack-deadline", "2s", "TIME", "How long a delivery waits for its ACK before the next one"),
-    server("max_retries", "max-retries", "3", "N", "Retries before a message is dropped: 0 to 1000, or \"unlimited\""),
-    server("min_backoff", "min-backoff", "0s", "TIME", "Wait before the first retry; doubles with each further one"),
-    server("max_backoff", "max-backoff", "0s", "TIME", "Longest wait before a retry"),
+    server(
+        "ack_deadline",
+        "ack-deadline",
+        "30s",
+        "TIME",
+        "How long a delivery waits for its ACK before it has failed; 2s in the demo",
+    ),
+    server(
+        "max_retries",
+        "max-retries",
+        "auto",
+        "N",
+        "Retries before a message is dropped: 0 to 1000, \"unlimited\", or \"auto\": 10 where dead letters have a topic, else unlimited; 3 in the demo",
+    ),
+    server(
+        "max_interruptions",
+        "max-interruptions",
+        "auto",
+        "N",
+        "How often consumers' streams may break while they handle a message alone before it is dropped: 0 to 1000, \"unlimited\", or \"auto\": 0 where max_retries is 0, else 3; at 0 the first interruption drops it",
+    ),
+    server(
+        "min_backoff",
+        "min-backoff",
+        "1s",
+        "TIME",
+        "Wait after a first failure; doubles with each further one; 0s in the demo",
+    ),
+    server("max_backoff", "max-backoff", "5m", "TIME", "Longest wait after a failure; 0s in the demo"),
     server(
         "max_backlog_messages",
         "max-backlog-messages",
@@ -127,6 +156,13 @@ pub const KEYS: &[Key] = &[
         "30s",
         "TIME",
         "A consumer that takes nothing of what is due to it for so long, and sends nothing, loses its stream: who is only slow has read something by then",
+    ),
+    server(
+        "reconnect_grace",
+        "reconnect-grace",
+        "2s",
+        "TIME",
+        "How long a client may take to resume its session after its stream broke, at no cost; 0s = there are no sessions",
     ),
     server(
         "max_connections",

@@ -7,7 +7,7 @@ use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::keys::KEYS;
+use super::keys::{DEMO_DEFAULTS, KEYS};
 use super::{Problem, values};
 
 /// The file that is read when none is named; it may be missing.
@@ -34,6 +34,15 @@ pub struct Flag {
     pub value: String,
 }
 
+/// Whose values are in force where nobody says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Defaults {
+    /// A server's.
+    Server,
+    /// The demo's, for the topic that it has by itself.
+    Demo,
+}
+
 /// All layers, read but not understood.
 #[derive(Clone, Debug)]
 pub struct Layers {
@@ -47,6 +56,7 @@ impl Layers {
         file: Option<PathBuf>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         flags: impl IntoIterator<Item = Flag>,
+        defaults: Defaults,
     ) -> Self {
         let mut problems = Vec::new();
         let mut named = file.map(|path| (path, "flag --config".to_owned()));
@@ -71,8 +81,9 @@ impl Layers {
         }
 
         let mut figment = Figment::new();
-        for key in KEYS {
-            let (key, value, source) = (key.name.to_owned(), key.default.to_owned(), DEFAULT.to_owned());
+        let demo = DEMO_DEFAULTS.iter().filter(|_| defaults == Defaults::Demo);
+        for (key, value) in KEYS.iter().map(|key| (key.name, key.default)).chain(demo.copied()) {
+            let (key, value, source) = (key.to_owned(), value.to_owned(), DEFAULT.to_owned());
             figment = figment.merge(Setting { key, value, source });
         }
         match read_file(named) {

@@ -13,8 +13,19 @@ use crate::server::{SubscriptionSettings, TopicSettings};
 /// The table that they stand in.
 pub(super) const TOPICS: &str = "topics";
 /// The keys of a policy: at the top level they are for every subscription, in its table for one.
-const POLICY: [&str; 6] =
-    ["ack_deadline", "max_retries", "min_backoff", "max_backoff", "max_backlog_messages", "max_backlog_bytes"];
+const POLICY: [&str; 7] = [
+    "ack_deadline",
+    "max_retries",
+    "max_interruptions",
+    "min_backoff",
+    "max_backoff",
+    "max_backlog_messages",
+    "max_backlog_bytes",
+];
+/// The retries of a subscription whose dead letters have a topic, where nobody says otherwise: with the backoff some 20 minutes.
+const RETRIES_BEFORE_A_DEAD_LETTER: u32 = 10;
+/// The interruptions that a message alone may have, where nobody says otherwise and retries are allowed.
+const INTERRUPTIONS: u32 = 3;
 /// The key that says what becomes of what a subscription gives up.
 const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
 /// Its value for nothing: what is given up is discarded.
@@ -27,7 +38,7 @@ const MOST: usize = 1_000;
 
 /// The policy at the top level.
 pub(super) fn default_policy(values: &mut Values<'_>) -> Policy {
-    let policy = policy(values, "", &Dict::new());
+    let policy = policy(values, "", &Dict::new(), false);
     for problem in policy.problems() {
         values.must(problem.key, problem.must);
     }
@@ -46,8 +57,9 @@ pub(super) fn topics(values: &mut Values<'_>, default: &Policy, max_message_byte
     topics
 }
 
-/// The policy at the top level, but for what `own` has, the table that stands at `path`.
-fn policy(values: &mut Values<'_>, path: &str, own: &Dict) -> Policy {
+/// The policy at the top level, but for what `own` has, the table that stands at `path`. What nobody has set is as the product has it,
+/// not the demo.
+fn policy(values: &mut Values<'_>, path: &str, own: &Dict, has_dead_letters: bool) -> Policy {
     fn get<T>(
         values: &mut Values<'_>,
         (path, own): (&str, &Dict),
@@ -58,13 +70,19 @@ fn policy(values: &mut Values<'_>, path: &str, own: &Dict) -> Policy {
             Some(value) => {
                 values.read(&format!("{path}.{key}"), value, read).unwrap_or_else(|| values::default(key, read))
             }
+            None if !path.is_empty() && values.is_default(key) => values::default(key, read),
             None => values.get(key, read),
         }
     }
     let table = (path, own);
+    let max_retries = get(values, table, "max_retries", values::budget)
+        .unless_auto(has_dead_letters.then_some(RETRIES_BEFORE_A_DEAD_LETTER));
+    let max_interruptions = get(values, table, "max_interruptions", values::budget)
+        .unless_auto(Some(if max_retries == Some(0) { 0 } else { INTERRUPTIONS }));
     Policy {
         ack_deadline: get(values, table, "ack_deadline", values::duration),
-        max_retries: get(values, table, "max_retries", values::number_or_unlimited),
+        max_retries,
+        max_interruptions,
         backoff: Backoff {
             minimum: get(values, table, "min_backoff", values::duration),
             maximum: get(values, table, "max_backoff", values::duration),
@@ -134,7 +152,8 @@ impl Reading<'_> {
             let nearest = values::nearest(key, POLICY.into_iter().chain([DEAD_LETTER_TOPIC]));
             values.wrong(&format!("{path}.{key}"), value, &format!("there is no such key; the nearest is {nearest}"));
         }
-        let policy = policy(values, &path, own);
+        let has_dead_letters = own.get(DEAD_LETTER_TOPIC).and_then(Value::as_str).is_some_and(|to| to != DISCARD);
+        let policy = policy(values, &path, own, has_dead_letters);
         let default = self.default.problems();
         for problem in policy.problems() {
             match own.get(problem.key) {

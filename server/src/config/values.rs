@@ -303,6 +303,32 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
     })
 }
 
+/// How often something may happen to a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Budget {
+    /// As follows from other keys.
+    Auto,
+    /// So often; `None` = without end.
+    Most(Option<u32>),
+}
+
+impl Budget {
+    /// How often; `auto` says what follows from other keys.
+    pub(super) fn unless_auto(self, auto: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Auto => auto,
+            Self::Most(most) => most,
+        }
+    }
+}
+
+pub(super) fn budget(text: &str) -> Result<Budget, String> {
+    if text == "auto" {
+        return Ok(Budget::Auto);
+    }
+    number_or_unlimited(text).map(Budget::Most).map_err(|must| format!("{must}, or \"auto\""))
+}
+
 pub(super) fn number_or_unlimited(text: &str) -> Result<Option<u32>, String> {
     if text == "unlimited" {
         return Ok(None);

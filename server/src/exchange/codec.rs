@@ -59,6 +59,8 @@ const PAYLOAD: u8 = key(3, LENGTH_DELIMITED);
 const REQUIRES_ACK: u8 = key(4, VARINT);
 const DELIVERY_ATTEMPT: u8 = key(5, VARINT);
 const TRACE_CONTEXT: u8 = key(7, LENGTH_DELIMITED);
+const FAILURES: u8 = key(11, VARINT);
+const INTERRUPTIONS: u8 = key(12, VARINT);
 // of a `Timestamp`,
 const SECONDS: u8 = key(1, VARINT);
 const NANOS: u8 = key(2, VARINT);
@@ -112,13 +114,14 @@ impl Part {
 struct Data<'a> {
     before: Part,
     behind: Part,
+    last: Part,
     push: &'a Push,
 }
 
 impl<'a> Data<'a> {
     fn new(push: &'a Push) -> Self {
         let Push { delivery, requires_ack, .. } = push;
-        let (mut before, mut behind) = (Part::new(), Part::new());
+        let (mut before, mut behind, mut last) = (Part::new(), Part::new(), Part::new());
         before.number(ID, delivery.id.0);
         let accepted_at = timestamp(delivery.accepted_at);
         let (seconds, nanos) = (accepted_at.seconds.unsigned_abs(), u64::from(accepted_at.nanos.unsigned_abs()));
@@ -131,12 +134,14 @@ impl<'a> Data<'a> {
         before.number(PAYLOAD, payload);
         behind.number(REQUIRES_ACK, u64::from(*requires_ack));
         behind.number(DELIVERY_ATTEMPT, u64::from(delivery.attempt));
-        Self { before, behind, push }
+        last.number(FAILURES, u64::from(delivery.failures));
+        last.number(INTERRUPTIONS, u64::from(delivery.interruptions));
+        Self { before, behind, last, push }
     }
 
     fn len(&self) -> usize {
         let trace_context = if self.push.traceparent.is_some() { 2 + TRACEPARENT_LENGTH } else { 0 };
-        self.before.len + self.behind.len + self.push.delivery.body.encoded_len() + trace_context
+        self.before.len + self.behind.len + self.last.len + self.push.delivery.body.encoded_len() + trace_context
     }
 
     fn write(&self, out: &mut impl BufMut) {
@@ -152,6 +157,7 @@ impl<'a> Data<'a> {
             out.put_slice(head.written());
             out.put_slice(traceparent);
         }
+        out.put_slice(self.last.written());
     }
 
     /// Writes it as a field.
@@ -313,6 +319,8 @@ mod tests {
                     let delivery = Delivery {
                         id: MessageId(id),
                         attempt,
+                        failures: attempt / 2,
+                        interruptions: attempt / 3,
                         body: Message::new(&payload, attributes),
                         accepted_at,
                         deadline: Time::ZERO,
@@ -323,6 +331,8 @@ mod tests {
                         payload: payload.into(),
                         requires_ack,
                         delivery_attempt: attempt,
+                        failures: attempt / 2,
+                        interruptions: attempt / 3,
                         attributes: attributes.clone(),
                         trace_context: if traced {
                             String::from_utf8(TRACEPARENT.to_vec()).unwrap()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ackstream_core::{Attachment, Leave, MessageId, Window};
+use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 use tonic::Streaming;
 use tracing::debug;
@@ -16,12 +17,14 @@ use crate::connection::Connection;
 use crate::exchange::acks::MAX_BATCH;
 use crate::exchange::frames::{Answer, from_wire, to_wire};
 use crate::exchange::session::{Receiver, Session};
-use crate::exchange::status::{MAX_CLIENT_ID, OPEN_WITHIN, Refused};
+use crate::exchange::sessions::{Key, Sessions};
+use crate::exchange::status::{MAX_CLIENT_ID, MAX_HELD, OPEN_WITHIN, Refused};
 use crate::exchange::{Ending, StreamLimits};
 use crate::message::Message;
 use crate::proto::stream_message::Kind;
-use crate::proto::{DataMessage, Nack, Open, Opened, StreamMessage};
+use crate::proto::{DataMessage, Feature, Nack, Open, Opened, StreamMessage};
 use crate::security::{Caller, Unauthenticated, Verb};
+use crate::subscription::{Locked, Subscription};
 
 /// The topic and the subscription of a client that names none.
 pub(crate) const DEFAULT_NAME: &str = "demo";
@@ -37,6 +40,7 @@ const LOOKS_UNTIL_STUCK: u32 = 6;
 pub(super) struct Incoming {
     pub(super) frames: Streaming<StreamMessage>,
     pub(super) session: Arc<Session>,
+    pub(super) sessions: Arc<Sessions>,
     pub(super) broker: Arc<Broker>,
     pub(super) clock: Clock,
     pub(super) limits: StreamLimits,
@@ -48,13 +52,22 @@ pub(super) struct Incoming {
 /// How the conversation ended.
 struct Ended {
     leave: Leave,
+    /// Whether the client may resume its session.
+    may_resume: bool,
     how: Result<(), Refused>,
 }
 
-/// The client broke the rules, or the line: what it holds costs a retry.
+impl Ended {
+    /// The server ends it.
+    const fn closed(may_resume: bool, how: Result<(), Refused>) -> Self {
+        Self { leave: Leave::Closed, may_resume, how }
+    }
+}
+
+/// The client broke the rules, or the line.
 impl From<Refused> for Ended {
     fn from(refused: Refused) -> Self {
-        Self { leave: Leave::Broken, how: Err(refused) }
+        Self { leave: Leave::Broken, may_resume: true, how: Err(refused) }
     }
 }
 
@@ -78,13 +91,12 @@ impl Incoming {
         });
         let (session, connection, caller) = (Arc::clone(&self.session), self.connection.clone(), self.caller.clone());
         let after = self.limits.consumer_stuck_after;
-        let Ended { leave, how } = tokio::select! {
+        let Ended { leave, may_resume, how } = tokio::select! {
             biased;
-            how = &mut server_ends => Ended { leave: Leave::Clean, how: how.result() },
-            () = connection.too_old() => Ended { leave: Leave::Clean, how: Err(Refused::ConnectionTooOld) },
-            () = caller.revoked() => {
-                Ended { leave: Leave::Clean, how: Err(Refused::Unauthenticated(Unauthenticated::Revoked)) }
-            }
+            how = &mut server_ends => Ended::closed(false, how.result()),
+            () = connection.too_old() => Ended::closed(true, Err(Refused::ConnectionTooOld)),
+            () = session.taken_over() => Ended::closed(true, Err(Refused::Resumed)),
+            () = caller.revoked() => Ended::closed(false, Err(Refused::Unauthenticated(Unauthenticated::Revoked))),
             () = stuck(&session, after) => {
                 connection.count_stuck_consumer();
                 Refused::Stuck { after }.into()
@@ -92,7 +104,7 @@ impl Incoming {
             ended = self.converse() => ended,
         };
         debug!(?leave, how = how.as_ref().err().map(tracing::field::display), "stream ends");
-        self.session.end(leave, how);
+        self.session.end(leave, may_resume, how);
         // This task goes with the stream, as soon as its end is read. A client that does not read is not polled, and would keep it.
         tokio::time::sleep(END_READ_WITHIN).await;
         debug!("the end of a stream was not read: its connection is closed");
@@ -132,9 +144,10 @@ impl Incoming {
             topic: topic.name().to_owned(),
             max_message_bytes: topic.max_message_bytes(),
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: vec![Feature::Sessions.into(), Feature::Release.into()],
             ..Opened::default()
         };
-        let attach = if open.publish_only {
+        let subscription = if open.publish_only {
             None
         } else {
             let subscription = topic.subscription(subscription_name).map_err(|unknown| self.tell(unknown, &open))?;
@@ -143,11 +156,60 @@ impl Incoming {
             subscription.name().clone_into(&mut opened.subscription);
             opened.ack_deadline = Some(to_wire(policy.ack_deadline));
             opened.max_retries = Some(policy.max_retries.unwrap_or(u32::MAX));
-            Some((subscription, self.attachment(&open)))
+            Some(subscription)
         };
         debug!(client_id = open.client_id, topic = opened.topic, subscription = opened.subscription, "stream opens");
-        let receiver = self.session.open(opened, open.max_batch_messages as usize, &open.client_id, attach);
+        let max_batch = open.max_batch_messages as usize;
+        let receiver = match subscription {
+            Some(subscription) => self.attach(&subscription, opened, &open, max_batch)?,
+            None => self.session.open(max_batch, || (opened, None)),
+        };
         Ok(Conversation { topic, denied, receiver, session: Arc::clone(&self.session), clock: self.clock })
+    }
+
+    /// Attaches a consumer to the subscription, or takes up again the one that the client's session names.
+    fn attach(
+        &self,
+        subscription: &Arc<Subscription>,
+        mut opened: Opened,
+        open: &Open,
+        max_batch: usize,
+    ) -> Result<Option<Receiver>, Refused> {
+        let attachment = self.attachment(open);
+        let resume = open.resume.as_ref().filter(|_| !self.limits.reconnect_grace.is_zero());
+        let held = resume.map_or(&[][..], |resume| &resume.held);
+        if held.len() > MAX_HELD {
+            return Err(Refused::TooManyHeld { held: held.len() });
+        }
+        let known = resume.and_then(|resume| self.sessions.take_over(&resume.session, &self.caller, subscription));
+        let mut fresh = Key::default();
+        getrandom::fill(&mut fresh).map_err(|_| Refused::NoRandomNumbers)?;
+        let mut key = fresh;
+        let receiver = self.session.open(max_batch, || {
+            let held: FxHashSet<u64> = held.iter().copied().collect();
+            let mut locked = subscription.lock();
+            let resumed = known.and_then(|(its, consumer)| {
+                let stream = locked.rejoin(consumer, attachment, |id| held.contains(&id.0))?;
+                key = its;
+                Some((consumer, stream))
+            });
+            let (consumer, stream) = resumed.unwrap_or_else(|| {
+                let (consumer, stream) = locked.join(attachment);
+                locked.observer_mut().name(consumer, &open.client_id);
+                (consumer, stream)
+            });
+            drop(locked);
+            if resume.is_some() {
+                opened.session = key.to_vec().into();
+            }
+            let grace = resume.map(|_| self.limits.reconnect_grace);
+            let (subscription, auto_ack) = (Arc::clone(subscription), attachment.auto_ack);
+            (opened, Some(Receiver { subscription, consumer, stream, grace, auto_ack, max_batch }))
+        });
+        if let Some(receiver) = receiver.as_ref().filter(|_| resume.is_some()) {
+            self.sessions.remember(key, &self.caller, receiver, &self.session);
+        }
+        Ok(receiver)
     }
 
     /// Whether the client may do that.
@@ -185,7 +247,7 @@ impl Incoming {
             max_messages: messages.min(max_outstanding_messages),
             max_bytes: bytes.min(max_outstanding_bytes),
         };
-        Attachment { window, auto_ack: open.auto_ack }
+        Attachment { window, handlers: open.max_concurrent_handlers, auto_ack: open.auto_ack }
     }
 
     async fn listen(&mut self, conversation: &Conversation) -> Ended {
@@ -201,7 +263,7 @@ impl Incoming {
                 Ok(None) if conversation.receiver.as_ref().is_some_and(|receiver| receiver.auto_ack) => {
                     std::future::pending::<()>().await;
                 }
-                Ok(None) => return Ended { leave: Leave::Clean, how: Ok(()) },
+                Ok(None) => return Ended { leave: Leave::Clean, may_resume: false, how: Ok(()) },
                 Err(status) => return Refused::Unreadable(status).into(),
             }
         }
@@ -214,8 +276,12 @@ impl Conversation {
         match frame.kind {
             Some(Kind::Open(_)) => return Err(Refused::OpenedTwice),
             Some(Kind::Opened(_)) => return Err(Refused::ServersMember("opened")),
-            Some(Kind::Data(data)) => self.publish(data).await?,
+            Some(Kind::Data(data)) => {
+                self.hear();
+                self.publish(data).await?;
+            }
             Some(Kind::DataBatch(batch)) => {
+                self.hear();
                 for data in batch.messages {
                     self.publish(data).await?;
                 }
@@ -225,7 +291,7 @@ impl Conversation {
             Some(Kind::Nack(nack)) => self.nack(&nack),
             Some(Kind::Extend(extend)) => self.extend(&[extend.ack_id], extend.delivery_attempt, extend.ack_deadline),
             Some(Kind::ExtendBatch(batch)) => self.extend(&batch.ack_ids, None, batch.ack_deadline),
-            None => {} // a member of a later version
+            None => self.hear(), // a sign of life, or a member of a later version
         }
         Ok(())
     }
@@ -241,10 +307,25 @@ impl Conversation {
         Ok(())
     }
 
+    /// The client lives.
+    fn hear(&self) {
+        if let Some(receiver) = &self.receiver {
+            Self::locked(receiver);
+        }
+    }
+
+    /// The locked subscription of a consumer that says something.
+    fn locked(receiver: &Receiver) -> Locked<'_> {
+        let mut locked = receiver.subscription.lock();
+        let now = locked.now;
+        locked.heard(receiver.consumer, now);
+        locked
+    }
+
     fn ack(&self, ids: &[u64], attempt: Option<u32>) {
         let Some(receiver) = &self.receiver else { return };
         for ids in ids.chunks(MAX_BATCH) {
-            let mut locked = receiver.subscription.lock();
+            let mut locked = Self::locked(receiver);
             let now = locked.now;
             for &id in ids {
                 locked.ack(MessageId(id), attempt, now);
@@ -254,8 +335,9 @@ impl Conversation {
 
     fn nack(&self, nack: &Nack) {
         let Some(receiver) = &self.receiver else { return };
-        let asked = ackstream_core::Nack { delay: nack.delay.map(from_wire), drop: nack.drop };
-        let mut locked = receiver.subscription.lock();
+        let (delay, drop, release) = (nack.delay.map(from_wire), nack.drop, nack.release);
+        let asked = ackstream_core::Nack { delay, drop, release };
+        let mut locked = Self::locked(receiver);
         let now = locked.now;
         locked.nack(receiver.consumer, MessageId(nack.ack_id), nack.delivery_attempt, asked, now);
     }
@@ -263,7 +345,7 @@ impl Conversation {
     fn extend(&self, ids: &[u64], attempt: Option<u32>, length: Option<prost_types::Duration>) {
         let Some(receiver) = &self.receiver else { return };
         for ids in ids.chunks(MAX_BATCH) {
-            let mut locked = receiver.subscription.lock();
+            let mut locked = Self::locked(receiver);
             let now = locked.now;
             let length = length.map_or(locked.policy().ack_deadline, from_wire);
             for &id in ids {

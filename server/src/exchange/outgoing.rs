@@ -104,10 +104,12 @@ impl Outgoing {
         let mut bytes = 0;
         let mut locked = receiver.subscription.lock();
         let now = locked.now;
-        locked.set_waker(receiver.consumer, context.waker());
+        if !locked.polls(receiver.consumer, receiver.stream, context.waker()) {
+            return; // another stream has taken the consumer over
+        }
         while self.pulled.len() < max {
             let fits = |size: u32| bytes + MESSAGE_OVERHEAD + size as usize <= max_bytes;
-            if !self.pulled.is_empty() && !locked.next_size().is_some_and(fits) {
+            if !self.pulled.is_empty() && !locked.next_size(receiver.consumer).is_some_and(fits) {
                 break;
             }
             let Some(delivery) = locked.next_delivery(receiver.consumer, now) else { break };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use ackstream_core::{Attachment, ConsumerId, Leave};
+use ackstream_core::{ConsumerId, Leave};
 use tokio::sync::Notify;
 
 use crate::exchange::codec::Frame;
@@ -30,6 +30,8 @@ pub(super) struct Session {
     moved: AtomicBool,
     /// Rings when the client has been sent answers.
     answers_sent: Notify,
+    /// Rings when another stream has taken the client's session over.
+    taken_over: Notify,
 }
 
 #[derive(Default)]
@@ -49,6 +51,10 @@ struct State {
 pub(super) struct Receiver {
     pub(super) subscription: Arc<Subscription>,
     pub(super) consumer: ConsumerId,
+    /// Which of the consumer's streams this is.
+    pub(super) stream: u64,
+    /// How long the consumer may take to resume once its stream has broken; `None`: it has no session.
+    pub(super) grace: Option<Duration>,
     pub(super) auto_ack: bool,
     /// At most so many deliveries in a frame; 0 = each in a frame of its own.
     pub(super) max_batch: usize,
@@ -67,33 +73,24 @@ pub(super) enum Turn {
 impl Session {
     pub(super) fn new() -> Self {
         let (news, moved) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { state: Mutex::default(), news, moved, answers_sent: Notify::new() }
+        Self { state: Mutex::default(), news, moved, answers_sent: Notify::new(), taken_over: Notify::new() }
     }
 
-    /// Opens the stream: the answer to `open`, and the subscription to attach to.
+    /// Opens the stream: the answer to `open`, and who receives on it, as `attach` says.
     pub(super) fn open(
         &self,
-        opened: Opened,
         max_batch: usize,
-        client_id: &str,
-        attach: Option<(Arc<Subscription>, Attachment)>,
+        attach: impl FnOnce() -> (Opened, Option<Receiver>),
     ) -> Option<Receiver> {
         let mut state = self.lock();
         if state.gone {
             return None;
         }
-        state.receiver = attach.map(|(subscription, attachment)| {
-            let mut locked = subscription.lock();
-            let now = locked.now;
-            let consumer = locked.attach(attachment, now);
-            locked.observer_mut().name(consumer, client_id);
-            drop(locked);
-            Receiver { subscription, consumer, auto_ack: attachment.auto_ack, max_batch }
-        });
+        let (opened, receiver) = attach();
+        state.receiver.clone_from(&receiver);
         state.opened = Some(opened);
         self.news.store(true, Ordering::Release);
         state.max_batch = max_batch;
-        let receiver = state.receiver.clone();
         state.wake();
         receiver
     }
@@ -119,13 +116,23 @@ impl Session {
         state.wake();
     }
 
-    /// The stream ends, once the answers are out. Its consumer leaves at once.
-    pub(super) fn end(&self, leave: Leave, how: Result<(), Refused>) {
+    /// The stream ends, once the answers are out. Its consumer leaves at once, or may resume.
+    pub(super) fn end(&self, leave: Leave, may_resume: bool, how: Result<(), Refused>) {
         let mut state = self.lock();
-        state.detach(leave);
+        state.leave(leave, may_resume);
         state.end = Some(how);
         self.news.store(true, Ordering::Release);
         state.wake();
+    }
+
+    /// Another stream takes the client's session over.
+    pub(super) fn take_over(&self) {
+        self.taken_over.notify_one();
+    }
+
+    /// Waits until another stream has taken the client's session over.
+    pub(super) async fn taken_over(&self) {
+        self.taken_over.notified().await;
     }
 
     /// Nobody polls the stream any more. Unless it had ended, it broke.
@@ -133,7 +140,7 @@ impl Session {
         let mut state = self.lock();
         state.gone = true;
         state.waker = None;
-        state.detach(Leave::Broken);
+        state.leave(Leave::Broken, true);
         state.answers = VecDeque::new();
     }
 
@@ -186,9 +193,11 @@ impl Session {
 }
 
 impl State {
-    fn detach(&mut self, leave: Leave) {
-        if let Some(Receiver { subscription, consumer, .. }) = self.receiver.take() {
-            subscription.lock().leave(consumer, leave);
+    fn leave(&mut self, leave: Leave, may_resume: bool) {
+        if let Some(Receiver { subscription, consumer, stream, grace, .. }) = self.receiver.take() {
+            let mut locked = subscription.lock();
+            let until = grace.filter(|_| may_resume).map(|grace| locked.now.plus(grace));
+            locked.stream_ends(consumer, stream, leave, until);
         }
     }
 
@@ -201,22 +210,15 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use ackstream_core::{Policy, Window};
-
     use super::*;
-    use crate::clock::Clock;
-    use crate::telemetry::{LineLimits, Lines, Watch};
 
-    #[tokio::test]
-    async fn nothing_attaches_for_a_client_that_is_gone() {
-        let limits = LineLimits { per_second: 0, summary_interval: Duration::from_secs(1) };
-        let watch = Watch::new(Lines::new(String::new(), String::new(), None, limits), None);
-        let subscription = Arc::new(Subscription::new("demo".into(), &Policy::default(), None, watch, Clock::start()));
-        let attachment = Attachment { window: Window { max_messages: 1, max_bytes: 1 }, auto_ack: false };
+    #[test]
+    fn nothing_attaches_for_a_client_that_is_gone() {
         let session = Session::new();
         session.gone();
-        let receiver = session.open(Opened::default(), 0, "", Some((Arc::clone(&subscription), attachment)));
+
+        let receiver = session.open(0, || unreachable!("it would attach"));
+
         assert!(receiver.is_none());
-        assert_eq!(subscription.lock().consumers(), 0);
     }
 }

@@ -37,6 +37,12 @@ pub(super) enum Refused {
     Stuck { after: Duration },
     /// Its connection is as old as a connection may be.
     ConnectionTooOld,
+    /// Another stream has taken its session over.
+    Resumed,
+    /// The client names more deliveries that it holds than a session may have.
+    TooManyHeld { held: usize },
+    /// The system gives no random numbers for the session.
+    NoRandomNumbers,
     /// Too many streams are open.
     TooManyStreams { max: usize },
     /// The server ends all streams, but not with OK.
@@ -45,6 +51,8 @@ pub(super) enum Refused {
 
 /// How long the first frame may take.
 pub(super) const OPEN_WITHIN: Duration = Duration::from_secs(5);
+/// The most deliveries that `resume` names: with ids of ten bytes 100 kB.
+pub(super) const MAX_HELD: usize = 10_000;
 /// The longest `client_id`, in bytes.
 pub(super) const MAX_CLIENT_ID: usize = 256;
 
@@ -56,12 +64,13 @@ impl Refused {
             | Self::OpenedTwice
             | Self::ServersMember(_)
             | Self::ClientIdTooLong { .. }
+            | Self::TooManyHeld { .. }
             | Self::Unreadable(_) => Code::InvalidArgument,
             Self::Unknown(_) => Code::NotFound,
             Self::Denied(_) => Code::PermissionDenied,
             Self::Unauthenticated(_) => Code::Unauthenticated,
             Self::AnswersNotRead { .. } | Self::Stuck { .. } | Self::TooManyStreams { .. } => Code::ResourceExhausted,
-            Self::ConnectionTooOld | Self::Stopping => Code::Unavailable,
+            Self::ConnectionTooOld | Self::Resumed | Self::NoRandomNumbers | Self::Stopping => Code::Unavailable,
         }
     }
 }
@@ -95,6 +104,14 @@ impl fmt::Display for Refused {
                     "the connection has reached its age (max_connection_age); reconnect, what was held is released"
                 )
             }
+            Self::Resumed => write!(f, "another stream has resumed this session, and goes on with what was held here"),
+            Self::TooManyHeld { held } => {
+                write!(
+                    f,
+                    "resume names {held} deliveries that are held, at most {MAX_HELD} are allowed; leave out the newest"
+                )
+            }
+            Self::NoRandomNumbers => write!(f, "the system has no random numbers for a session; try again"),
             Self::TooManyStreams { max } => write!(f, "{max} streams are open, and no more are allowed (max_streams)"),
             Self::Stopping => write!(
                 f,

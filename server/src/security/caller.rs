@@ -82,6 +82,12 @@ impl Caller {
         self.0.is_none()
     }
 
+    /// Whether this is the same client as another caller. Where the server does not ask, all are.
+    pub fn is(&self, other: &Self) -> bool {
+        let names = |caller: &Self| caller.0.as_ref().map(|known| known.names.clone());
+        names(self) == names(other)
+    }
+
     /// Returns when its token is none any more; for a caller without one, never.
     pub async fn revoked(&self) {
         let with_token = self.0.as_ref().and_then(|known| Some((&known.names, known.token.as_ref()?)));

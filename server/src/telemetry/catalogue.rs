@@ -12,8 +12,16 @@ const fn family(name: &'static str, help: &'static str) -> Family {
 
 pub(super) const PUBLISHED: Family = family(
     "ackstream_messages_published_total",
-    "Messages accepted. Always equal to acked + dropped + those in all states of ackstream_messages.",
+    "Messages accepted. With recovered + replayed always equal to acked + dropped + purged + filtered + those in all states of \
+     ackstream_messages.",
 );
+/// What later versions count: exported from the start, so that rules and dashboards of one version fit the next.
+pub(super) const RESERVED: [Family; 4] = [
+    family("ackstream_messages_recovered_total", "Messages that this process found when it started."),
+    family("ackstream_messages_replayed_total", "Settled messages that are delivered again."),
+    family("ackstream_messages_purged_total", "Messages settled without a delivery, by an operator."),
+    family("ackstream_messages_filtered_total", "Messages that their subscription did not want."),
+];
 pub(super) const REJECTED: Family =
     family("ackstream_messages_rejected_total", "Publishes refused; nothing of them was stored.");
 pub(super) const SENT: Family = family(
@@ -22,17 +30,24 @@ pub(super) const SENT: Family = family(
 );
 pub(super) const RETRIED: Family = family(
     "ackstream_messages_retried_total",
-    "Deliveries after a message's first, by their number and by how the delivery before ended; counted in sent, too.",
+    "Deliveries after a failure, by the number of failures and by how the last one ended; counted in sent, too.",
 );
 pub(super) const ACKED: Family =
     family("ackstream_messages_acked_total", "Messages settled by an ack, late ones included.");
 pub(super) const DROPPED: Family = family(
     "ackstream_messages_dropped_total",
-    "Messages given up: max_retries = no retry was left, rejected = a consumer said so.",
+    "Messages given up: max_retries = a delivery failed and no retry was left, rejected = a consumer said so, max_interruptions = \
+     consumers' streams broke too often while the message was delivered alone.",
 );
 pub(super) const ENDED: Family = family(
     "ackstream_deliveries_ended_total",
-    "Deliveries by how they ended: acked in time, nacked, expired at the ack deadline, released because the consumer left.",
+    "Deliveries by how they ended: acked in time, nacked, expired at the ack deadline, interrupted = the consumer's stream broke while \
+     the delivery was in progress, released = it went back at no cost.",
+);
+pub(super) const RELEASED: Family = family(
+    "ackstream_deliveries_released_total",
+    "Deliveries that went back at no cost, by why: the consumer left, the server closed its stream, its stream broke before the \
+     delivery had begun, it was given back, or it was lost on the way.",
 );
 pub(super) const LATE_ACKS: Family =
     family("ackstream_late_acks_total", "Acks that settled a message after its delivery had ended.");
@@ -55,7 +70,8 @@ pub(super) const OLDEST: Family = family(
 );
 pub(super) const CONSUMERS: Family = family(
     "ackstream_consumers",
-    "Consumers that can be sent nothing: waiting for a message, or full = as many outstanding as they allow.",
+    "Consumers by what they do: waiting for a message, full = as many outstanding as they allow, unresponsive = let a delivery expire \
+     and have said nothing since.",
 );
 pub(super) const STREAMS_CLOSED: Family = family(
     "ackstream_streams_closed_total",
@@ -70,6 +86,10 @@ pub(super) const SETTLE_LATENCY: Family =
 pub(super) const ATTEMPTS: Family = family("ackstream_message_attempts", "Deliveries that a settled message has had.");
 pub(super) const ACK_DEADLINE: Family =
     family("ackstream_config_ack_deadline_seconds", "The configured ack deadline of a delivery.");
+pub(super) const MAX_INTERRUPTIONS: Family = family(
+    "ackstream_config_max_interruptions",
+    "The configured interruptions of a message alone before it is dropped; +Inf = unlimited.",
+);
 pub(super) const MAX_RETRIES: Family = family(
     "ackstream_config_max_retries",
     "The configured retries of a message before it is dropped; +Inf = unlimited.",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use ackstream_core::{Backlog, Counts, DropReason, Ended, IgnoreReason, Outcome, Policy, Time, Verb};
+use ackstream_core::{Backlog, ConsumerCounts, Counts, DropReason, Ended, IgnoreReason, Policy, Release, Time, Verb};
 use metrics::{Counter, Gauge, Key, KeyName, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
@@ -29,10 +29,8 @@ pub struct Snapshot {
     pub tally: Tally,
     /// When the oldest message not yet settled was accepted.
     pub oldest: Option<Time>,
-    /// Consumers that wait for a message.
-    pub waiting: usize,
-    /// Consumers whose window is full.
-    pub full: usize,
+    /// Consumers by what they do.
+    pub consumers: ConsumerCounts,
 }
 
 /// All series, and the values that they were last given.
@@ -56,16 +54,17 @@ struct Series {
     labels: String,
     published: Counter,
     sent: Counter,
-    retried: Vec<(usize, Outcome, Counter)>,
+    retried: Vec<(usize, bool, Counter)>,
     acked: Counter,
     dropped: Vec<(DropReason, Counter)>,
-    ended: [Counter; 4],
+    ended: [Counter; 5],
+    released: [(Release, Counter); Release::ALL.len()],
     dead_letters: [(bool, Counter); 2],
     late_acks: Counter,
     ignored: Vec<(Verb, IgnoreReason, Counter)>,
     messages: [Gauge; 3],
     oldest: Gauge,
-    consumers: [Gauge; 2],
+    consumers: [Gauge; 3],
 }
 
 /// Registers series.
@@ -261,14 +260,18 @@ impl Series {
 
         gauge(&names::ACK_DEADLINE, &[]).set(policy.ack_deadline);
         gauge(&names::MAX_RETRIES, &[]).set(policy.max_retries.map_or(f64::INFINITY, f64::from));
+        gauge(&names::MAX_INTERRUPTIONS, &[]).set(policy.max_interruptions.map_or(f64::INFINITY, f64::from));
+        for family in &names::RESERVED {
+            counter(family, &[]).absolute(0);
+        }
         let mut retried = Vec::new();
-        for (attempt, label) in (2..).zip(["2", "3", "4", "5", "6+"]) {
-            for after in [Outcome::Expired, Outcome::Nacked, Outcome::Released] {
-                let labels = [("delivery_attempt", label), ("reason", after.name())];
-                retried.push((attempt, after, counter(&names::RETRIED, &labels)));
+        for (retry, label) in (1..).zip(["1", "2", "3", "4", "5+"]) {
+            for (nacked, reason) in [(false, "expired"), (true, "nacked")] {
+                let labels = [("retry", label), ("reason", reason)];
+                retried.push((retry, nacked, counter(&names::RETRIED, &labels)));
             }
         }
-        assert_eq!(retried.len(), 3 * RETRY_ATTEMPTS, "each attempt that is counted has its label");
+        assert_eq!(retried.len(), 2 * RETRY_ATTEMPTS, "each retry that is counted has its label");
         let mut ignored = Vec::new();
         for (verb, verb_name) in [(Verb::Ack, "ack"), (Verb::Nack, "nack"), (Verb::Extend, "extend")] {
             for reason in [IgnoreReason::Settled, IgnoreReason::Unknown, IgnoreReason::Stale, IgnoreReason::NotHeld] {
@@ -282,32 +285,36 @@ impl Series {
             sent: counter(&names::SENT, &[]),
             retried,
             acked: counter(&names::ACKED, &[]),
-            dropped: [DropReason::MaxRetries, DropReason::Rejected]
+            dropped: [DropReason::MaxRetries, DropReason::Rejected, DropReason::MaxInterruptions]
                 .map(|reason| (reason, counter(&names::DROPPED, &[("reason", reason.name())])))
                 .into(),
-            ended: OUTCOMES.map(|outcome| counter(&names::ENDED, &[("outcome", outcome.name())])),
+            ended: OUTCOMES.map(|outcome| counter(&names::ENDED, &[("outcome", outcome)])),
+            released: Release::ALL.map(|reason| (reason, counter(&names::RELEASED, &[("reason", reason.name())]))),
             dead_letters: [(true, "published"), (false, "refused")]
                 .map(|(taken, outcome)| (taken, counter(&names::DEAD_LETTERS, &[("outcome", outcome)]))),
             late_acks: counter(&names::LATE_ACKS, &[]),
             ignored,
             messages: ["ready", "delayed", "outstanding"].map(|state| gauge(&names::MESSAGES, &[("state", state)])),
             oldest: gauge(&names::OLDEST, &[]),
-            consumers: ["waiting", "full"].map(|state| gauge(&names::CONSUMERS, &[("state", state)])),
+            consumers: ["waiting", "full", "unresponsive"].map(|state| gauge(&names::CONSUMERS, &[("state", state)])),
         }
     }
 
     fn set(&self, snapshot: &Snapshot) {
-        let Snapshot { counts, backlog, tally, oldest, waiting, full } = snapshot;
+        let Snapshot { counts, backlog, tally, oldest, consumers } = snapshot;
         let Counts { published, acked, dropped: _, sent, ended } = *counts;
-        let Ended { acked: in_time, nacked, expired, released } = ended;
+        let Ended { acked: in_time, nacked, expired, interrupted, released } = ended;
         self.published.absolute(published);
         self.sent.absolute(sent);
         self.acked.absolute(acked);
-        for (counter, value) in self.ended.iter().zip([in_time, nacked, expired, released]) {
+        for (counter, value) in self.ended.iter().zip([in_time, nacked, expired, interrupted, released]) {
             counter.absolute(value);
         }
-        for (attempt, after, counter) in &self.retried {
-            counter.absolute(tally.retried(*attempt, *after));
+        for (reason, counter) in &self.released {
+            counter.absolute(tally.released(*reason));
+        }
+        for (retry, nacked, counter) in &self.retried {
+            counter.absolute(tally.retried(*retry, *nacked));
         }
         for (reason, counter) in &self.dropped {
             counter.absolute(tally.dropped(*reason));
@@ -324,14 +331,15 @@ impl Series {
             gauge.set(float(value));
         }
         self.oldest.set(oldest.map_or(0.0, |time| float(time.as_nanos()) / NANOS));
-        for (gauge, value) in self.consumers.iter().zip([*waiting, *full]) {
+        let ConsumerCounts { waiting, full, unresponsive } = *consumers;
+        for (gauge, value) in self.consumers.iter().zip([waiting, full, unresponsive]) {
             gauge.set(float(value as u64));
         }
     }
 }
 
 const SETTLED: [(Settled, &str); 2] = [(Settled::Acked, "acked"), (Settled::Dropped, "dropped")];
-const OUTCOMES: [Outcome; 4] = [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Released];
+const OUTCOMES: [&str; 5] = ["acked", "nacked", "expired", "interrupted", "released"];
 
 const fn ignore_name(reason: IgnoreReason) -> &'static str {
     match reason {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use ackstream_core::{DropReason, Event, MessageView, Outcome, Time};
+use ackstream_core::{DropReason, Event, MessageView, Outcome, Release, Time};
 use tracing::info;
 
 use super::Contexts;
@@ -96,15 +96,28 @@ impl Lines {
                 });
             }
             Event::Sent { at, message, after: Some(outcome), .. } => {
-                let attempt = message.attempts;
-                let why = match outcome {
+                let (is_retry, why) = match outcome {
                     Outcome::Acked => unreachable!("an acked message is settled"),
-                    Outcome::Nacked => "it was nacked",
-                    Outcome::Expired => "no ACK came in time",
-                    Outcome::Released => "its consumer left",
+                    Outcome::Nacked => (true, "it was nacked"),
+                    Outcome::Expired => (true, "no ACK came in time"),
+                    Outcome::Interrupted => (false, "its consumer's stream broke"),
+                    Outcome::Released(Release::Left) => (false, "its consumer left"),
+                    Outcome::Released(Release::Closed) => (false, "the server closed its consumer's stream"),
+                    Outcome::Released(Release::NotBegun) => {
+                        (false, "its consumer's stream broke before it was handled")
+                    }
+                    Outcome::Released(Release::GivenBack) => (false, "its consumer gave it back"),
+                    Outcome::Released(Release::NotReceived) => (false, "it was lost on the way"),
                 };
-                let of = message.retries_left.map_or(String::new(), |left| format!(" of {}", attempt + left));
-                self.line(*at, message, contexts, |id| format!("Retrying message {id} (attempt {attempt}{of}): {why}"));
+                let failures = message.failures;
+                let of = message.retries_left.map_or(String::new(), |left| format!(" of {}", failures + left));
+                self.line(*at, message, contexts, |id| {
+                    if is_retry {
+                        format!("Retrying message {id} (retry {failures}{of}): {why}")
+                    } else {
+                        format!("Sent message {id} again, at no cost: {why}")
+                    }
+                });
             }
             Event::Ended { at, message, outcome: Outcome::Nacked, .. } => {
                 self.line(*at, message, contexts, |id| format!("Received NACK for message {id}"));
@@ -123,6 +136,7 @@ impl Lines {
                 let why = match reason {
                     DropReason::MaxRetries => "no retry is left",
                     DropReason::Rejected => "its consumer rejected it",
+                    DropReason::MaxInterruptions => "its consumers' streams broke too often",
                 };
                 let letter =
                     self.dead_letter_topic.as_ref().map_or_else(String::new, |to| format!("; topic {to} has it"));
@@ -138,7 +152,10 @@ impl Lines {
             }
             Event::Published { .. }
             | Event::Extended { .. }
-            | Event::Ended { outcome: Outcome::Acked | Outcome::Expired | Outcome::Released, .. }
+            | Event::Ended {
+                outcome: Outcome::Acked | Outcome::Expired | Outcome::Interrupted | Outcome::Released(_),
+                ..
+            }
             | Event::Requeued { .. }
             | Event::Due { .. }
             | Event::GivenUp { .. }

@@ -53,8 +53,8 @@ impl Metrics {
 
 fn snapshot(subscription: &Subscription) -> Snapshot {
     let mut locked = subscription.lock();
-    let (waiting, full) = locked.waiting_and_full();
+    let consumers = locked.consumer_counts();
     let oldest = locked.oldest_accepted_at();
     let (counts, backlog, tally) = (locked.counts(), locked.backlog(), locked.observer().tally().clone());
-    Snapshot { counts, backlog, tally, oldest, waiting, full }
+    Snapshot { counts, backlog, tally, oldest, consumers }
 }

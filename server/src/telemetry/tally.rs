@@ -1,10 +1,10 @@
 //! What is counted of one subscription beside the core's own counts: plain integers, moved under the subscription's lock.
 
-use ackstream_core::{DropReason, Event, IgnoreReason, Observer, Outcome, Verb};
+use ackstream_core::{DropReason, Event, IgnoreReason, Observer, Outcome, Release, Verb};
 
 use super::histogram::{ACK_EDGES, ATTEMPT_EDGES, Histogram, SETTLE_EDGES};
 
-/// The attempts that retries are counted by: 2, 3, 4, 5, and 6 with all that follow.
+/// The numbers that retries are counted by: 1, 2, 3, 4, and 5 with all that follow.
 pub const RETRY_ATTEMPTS: usize = 5;
 
 /// How a message was settled.
@@ -19,10 +19,11 @@ pub enum Settled {
 /// Totals of one subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tally {
-    /// Deliveries after a message's first, by attempt and by how the attempt before ended.
-    retried: [[u64; 4]; RETRY_ATTEMPTS],
+    /// Deliveries after a failure, by what its number would be without releases and interruptions, and by how the failed one ended.
+    retried: [[u64; 2]; RETRY_ATTEMPTS],
+    released: [u64; Release::ALL.len()],
     late_acks: u64,
-    dropped: [u64; 2],
+    dropped: [u64; 3],
     dead_letters: [u64; 2],
     ignored: [[u64; 4]; 3],
     ack_latency: Histogram<{ ACK_EDGES.len() }>,
@@ -33,9 +34,10 @@ pub struct Tally {
 impl Default for Tally {
     fn default() -> Self {
         Self {
-            retried: [[0; 4]; RETRY_ATTEMPTS],
+            retried: [[0; 2]; RETRY_ATTEMPTS],
+            released: [0; Release::ALL.len()],
             late_acks: 0,
-            dropped: [0; 2],
+            dropped: [0; 3],
             dead_letters: [0; 2],
             ignored: [[0; 4]; 3],
             ack_latency: Histogram::new(&ACK_EDGES),
@@ -46,12 +48,18 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Deliveries with a number of `attempt`, from 2, after one that ended so; the last number stands for all that follow.
-    pub const fn retried(&self, attempt: usize, after: Outcome) -> u64 {
-        self.retried[retry_place(attempt)][after as usize]
+    /// Retries with a number of `retry`, from 1, after a delivery that was nacked or has expired; the last number stands for all that
+    /// follow.
+    pub const fn retried(&self, retry: usize, nacked: bool) -> u64 {
+        self.retried[retry_place(retry)][nacked as usize]
     }
 
-    /// Deliveries after a message's first.
+    /// Deliveries that went back at no cost, for this reason.
+    pub const fn released(&self, reason: Release) -> u64 {
+        self.released[reason as usize]
+    }
+
+    /// Deliveries after a failure.
     pub fn retried_in_all(&self) -> u64 {
         self.retried.iter().flatten().sum()
     }
@@ -105,9 +113,11 @@ impl Tally {
 impl<M> Observer<M> for Tally {
     fn observe(&mut self, event: &Event<'_, M>) {
         match event {
-            Event::Sent { message, after: Some(after), .. } => {
-                self.retried[retry_place(message.attempts as usize)][*after as usize] += 1;
+            Event::Sent { message, after: Some(after), .. } if after.is_failure() => {
+                let nacked = matches!(after, Outcome::Nacked);
+                self.retried[retry_place(message.failures as usize)][usize::from(nacked)] += 1;
             }
+            Event::Ended { outcome: Outcome::Released(reason), .. } => self.released[*reason as usize] += 1,
             Event::Ended { at, sent_at, outcome: Outcome::Acked, .. } => {
                 self.ack_latency.record(nanos(at.since(*sent_at)));
             }
@@ -122,9 +132,9 @@ impl<M> Observer<M> for Tally {
             Event::Offered { taken, .. } => self.dead_letters[usize::from(*taken)] += 1,
             Event::Ignored { verb, reason, .. } => self.ignored[*verb as usize][*reason as usize] += 1,
             Event::Published { .. }
-            | Event::Sent { after: None, .. }
+            | Event::Sent { .. }
             | Event::Extended { .. }
-            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
+            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Interrupted, .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
             | Event::GivenUp { .. }
@@ -135,8 +145,8 @@ impl<M> Observer<M> for Tally {
     }
 }
 
-const fn retry_place(attempt: usize) -> usize {
-    let place = attempt.saturating_sub(2);
+const fn retry_place(retry: usize) -> usize {
+    let place = retry.saturating_sub(1);
     if place < RETRY_ATTEMPTS { place } else { RETRY_ATTEMPTS - 1 }
 }
 

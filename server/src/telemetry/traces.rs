@@ -96,7 +96,6 @@ impl Traces {
                 let last = Attempt {
                     number: message.attempts,
                     outcome: Outcome::Acked,
-                    failed: false,
                     consumer: *consumer,
                     sent_at: *sent_at,
                     ended_at: *at,
@@ -114,7 +113,7 @@ impl Traces {
             }
             Event::Acked { late: false, .. } // its delivery has told
             | Event::Extended { .. }
-            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Released, .. }
+            | Event::Ended { outcome: Outcome::Nacked | Outcome::Expired | Outcome::Interrupted | Outcome::Released(_), .. }
             | Event::Requeued { .. }
             | Event::Due { .. }
             | Event::GivenUp { .. }
@@ -141,7 +140,7 @@ impl Traces {
     #[cold]
     fn settled<M: AsRef<Message>>(&mut self, at: Time, message: &MessageView<'_, M>, end: End, last: Option<Attempt>) {
         let kind = match end {
-            End::Dropped(DropReason::MaxRetries | DropReason::Rejected) => Kind::Dropped,
+            End::Dropped(DropReason::MaxRetries | DropReason::Rejected | DropReason::MaxInterruptions) => Kind::Dropped,
             End::Acked { .. } if message.history.is_empty() => Kind::Clean,
             End::Acked { .. } => Kind::Retried,
         };

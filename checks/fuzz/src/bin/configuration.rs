@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use ackstream::config::{Config, Layers, Problem};
+use ackstream::config::{Config, Defaults, Layers, Problem};
 use libfuzzer_sys::fuzz_target;
 
 static FILE: LazyLock<PathBuf> =
@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
 
 fn load(file: &str, environment: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Config, Vec<Problem>> {
     std::fs::write(&*FILE, file).expect("there is a folder for temporary files");
-    Config::load(&Layers::read(Some(FILE.clone()), environment, []))
+    Config::load(&Layers::read(Some(FILE.clone()), environment, [], Defaults::Server))
 }
 
 fn values(config: &Config) -> Vec<(String, &'static str, String)> {

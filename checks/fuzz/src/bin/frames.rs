@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use ackstream::config::{Config, Layers};
+use ackstream::config::{Config, Defaults, Layers};
 use ackstream::server::Server;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::SendRequest;
@@ -35,7 +35,8 @@ impl World {
         let nothing = std::path::PathBuf::from("/dev/null");
         let variables = [("ACKSTREAM_LOG_LINES_PER_SECOND", "0"), ("ACKSTREAM_MAX_BACKLOG_MESSAGES", "100")];
         let variables = variables.map(|(name, value)| (name.into(), value.into()));
-        let config = Config::load(&Layers::read(Some(nothing), variables, [])).expect("defaults can be used");
+        let config =
+            Config::load(&Layers::read(Some(nothing), variables, [], Defaults::Server)).expect("defaults can be used");
         let server = runtime.block_on(async {
             let server = Server::start(&config.settings).await.expect("there are random numbers");
             server.serving().await;

@@ -35,6 +35,7 @@ const LENGTHS: [Duration; 8] = [
     Duration::from_mins(10),
     Duration::from_hours(25),
 ];
+const LEAVES: [Leave; 3] = [Leave::Clean, Leave::Closed, Leave::Broken];
 const SIZES: [u32; 4] = [0, 1, 100, 5_000];
 
 /// The input, a byte at a time; 0 when it is at its end.
@@ -53,6 +54,7 @@ impl Bytes<'_> {
         Policy {
             ack_deadline: self.pick(&[MILLISECOND * 10, SECOND * 2, SECOND * 600]),
             max_retries: self.pick(&[Some(0), Some(1), Some(3), None]),
+            max_interruptions: self.pick(&[Some(0), Some(1), Some(3), None]),
             backoff: Backoff {
                 minimum: self.pick(&[Duration::ZERO, MILLISECOND * 100, SECOND * 7]),
                 maximum: SECOND * 60,
@@ -65,7 +67,7 @@ impl Bytes<'_> {
 
     fn attachment(&mut self) -> Attachment {
         let window = Window { max_messages: self.pick(&[1, 2, 1_000]), max_bytes: self.pick(&[1, 100, 1 << 26]) };
-        Attachment { window, auto_ack: self.byte() % 4 == 3 }
+        Attachment { window, handlers: self.pick(&[0, 1, 2]), auto_ack: self.byte() % 4 == 3 }
     }
 
     fn attempt(&mut self) -> Option<u32> {
@@ -86,7 +88,7 @@ fuzz_target!(|input: &[u8]| {
     let mut now = 1_700_000_000_123_456_789;
     let (mut consumers, mut published): (Vec<ConsumerId>, u64) = (Vec::new(), 0);
     while !bytes.0.as_slice().is_empty() {
-        let operation = bytes.byte() % 16;
+        let operation = bytes.byte() % 19;
         let consumer =
             |bytes: &mut Bytes<'_>| (!consumers.is_empty()).then(|| consumers[bytes.byte() % consumers.len()]);
         let input = match operation {
@@ -100,7 +102,7 @@ fuzz_target!(|input: &[u8]| {
                 continue;
             }
             3 => Some(Input::Attach(bytes.attachment())),
-            4 => consumer(&mut bytes).map(|who| Input::Detach(who, bytes.pick(&[Leave::Clean, Leave::Broken]))),
+            4 => consumer(&mut bytes).map(|who| Input::Detach(who, bytes.pick(&LEAVES))),
             5..=7 => consumer(&mut bytes).map(Input::Ask),
             8 => Some(Input::Ack { id: bytes.id(), attempt: bytes.attempt() }),
             9 => consumer(&mut bytes).map(|consumer| Input::Nack {
@@ -110,6 +112,7 @@ fuzz_target!(|input: &[u8]| {
                 nack: Nack {
                     delay: (bytes.byte() % 2 == 1).then(|| bytes.pick(&LENGTHS)),
                     drop: bytes.byte() % 4 == 3,
+                    release: bytes.byte() % 4 == 2,
                 },
             }),
             10 => consumer(&mut bytes).map(|consumer| Input::Extend {
@@ -127,6 +130,15 @@ fuzz_target!(|input: &[u8]| {
                 now = due - u64::from(bytes.byte() % 4 == 0 && due > now);
                 Some(Input::Advance)
             }
+            16 => consumer(&mut bytes).map(Input::Heard),
+            17 => consumer(&mut bytes).map(|who| {
+                let grace = bytes.pick(&LENGTHS).as_nanos() as u64;
+                Input::Suspend(who, bytes.pick(&LEAVES), now + grace)
+            }),
+            18 => consumer(&mut bytes).map(|who| {
+                let held = checked.model().held_by(who).into_iter().filter(|_| bytes.byte() % 4 > 0).collect();
+                Input::Resume(who, bytes.attachment(), held)
+            }),
             _ => {
                 now += bytes.pick(&LENGTHS).as_nanos() as u64;
                 None

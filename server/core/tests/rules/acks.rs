@@ -30,7 +30,7 @@ fn a_late_ack_of_a_ready_message_wins() {
 #[test]
 fn a_late_ack_of_a_delayed_message_wins() {
     let (mut bench, consumer) = Workbench::new().with_one_outstanding();
-    bench.nack(10, consumer, 1, Nack { delay: Some(ms(500)), drop: false });
+    bench.nack(10, consumer, 1, Nack { delay: Some(ms(500)), drop: false, release: false });
     bench.ack(20, 1);
     assert_eq!(bench.events(), ["10 ended 1 Nacked", "10 requeued 1 for 500", "20 acked 1 late"]);
     assert_eq!(bench.next_due(), None);
@@ -115,7 +115,9 @@ fn an_ack_from_a_consumer_that_has_left_still_counts() {
 fn a_delivery_under_auto_ack_is_acked_at_the_moment_it_is_handed_over() {
     let mut bench = Workbench::new();
     let window = ackstream_core::Window { max_messages: 1, max_bytes: 1 };
-    let tail = bench.subscription.attach(ackstream_core::Attachment { window, auto_ack: true }, Workbench::time(0));
+    let tail = bench
+        .subscription
+        .attach(ackstream_core::Attachment { window, handlers: 0, auto_ack: true }, Workbench::time(0));
     bench.publish(0, 3);
     bench.events();
     assert_eq!(bench.take_all(5, tail), [(1, 1), (2, 1), (3, 1)]);

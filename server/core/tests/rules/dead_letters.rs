@@ -4,7 +4,7 @@ use ackstream_core::{DropReason, Leave, MessageId, Nack, Refusal};
 
 use crate::workbench::{Workbench, ms};
 
-const REJECT: Nack = Nack { delay: None, drop: true };
+const REJECT: Nack = Nack { delay: None, drop: true, release: false };
 
 /// No retries, ack deadline 100 ms, and a dead-letter topic.
 fn bench() -> Workbench {
@@ -35,10 +35,18 @@ fn what_is_rejected_goes_the_same_way() {
 
 #[test]
 fn so_does_what_kills_its_consumers() {
-    let (mut bench, consumer) = bench().with_one_outstanding();
+    let mut bench = Workbench::with(|policy| {
+        policy.dead_letters = true;
+        policy.max_interruptions = Some(0);
+    });
+    bench.publish(0, 1);
+    let consumer = bench.attach(0);
+    bench.take(0, consumer);
+
     bench.detach(10, consumer, Leave::Broken);
     bench.offer(10, true);
-    assert!(bench.events().contains(&"10 dropped 1 MaxRetries".to_owned()));
+
+    assert!(bench.events().contains(&"10 dropped 1 MaxInterruptions".to_owned()));
 }
 
 #[test]
@@ -174,7 +182,7 @@ fn a_dead_letter_shows_its_history() {
     let consumer = bench.attach(0);
     bench.publish(0, 1);
     bench.take(0, consumer);
-    bench.nack(30, consumer, 1, Nack { delay: Some(ms(0)), drop: false });
+    bench.nack(30, consumer, 1, Nack { delay: Some(ms(0)), drop: false, release: false });
     bench.take(30, consumer);
     bench.advance(130);
     let mut seen = None;

@@ -86,12 +86,12 @@ fn an_unlimited_budget_never_ends() {
 #[test]
 fn the_wait_doubles_with_each_attempt_up_to_the_maximum() {
     let backoff = Backoff { minimum: ms(10), maximum: ms(35) };
-    let waits: Vec<_> = (1..=6).map(|attempt| backoff.before(attempt).as_millis()).collect();
+    let waits: Vec<_> = (0..=5).map(|failures| backoff.after(failures).as_millis()).collect();
     assert_eq!(waits, [0, 10, 20, 35, 35, 35]);
-    assert_eq!(backoff.before(u32::MAX), ms(35));
+    assert_eq!(backoff.after(u32::MAX), ms(35));
     let from_nothing = Backoff { minimum: Duration::from_nanos(1), maximum: Duration::from_hours(24) };
-    assert_eq!(from_nothing.before(42), Duration::from_nanos(1 << 40), "however small it begins");
-    assert_eq!(Backoff::default().before(9), Duration::ZERO);
+    assert_eq!(from_nothing.after(41), Duration::from_nanos(1 << 40), "however small it begins");
+    assert_eq!(Backoff::default().after(8), Duration::ZERO);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn an_extended_delivery_can_be_acked_nacked_and_released() {
     }
     bench.events();
     bench.ack(200, 1);
-    bench.nack(200, consumer, 2, Nack { delay: None, drop: true });
+    bench.nack(200, consumer, 2, Nack { delay: None, drop: true, release: false });
     bench.detach(200, consumer, Leave::Clean);
     assert_eq!(
         bench.events(),
@@ -136,7 +136,7 @@ fn an_extended_delivery_can_be_acked_nacked_and_released() {
             "200 acked 1",
             "200 ended 2 Nacked",
             "200 dropped 2 Rejected",
-            "200 ended 3 Released",
+            "200 ended 3 Released(Left)",
             "200 requeued 3 for 0",
             "200 detached Clean",
         ]
@@ -160,7 +160,7 @@ fn redeliveries_go_before_first_deliveries_in_the_order_in_which_they_became_due
     for at in [0, 10, 20] {
         bench.take(at, consumer);
     }
-    bench.nack(25, consumer, 1, Nack { delay: Some(ms(200)), drop: false }); // due at 225
+    bench.nack(25, consumer, 1, Nack { delay: Some(ms(200)), drop: false, release: false }); // due at 225
     bench.publish(25, 1);
     assert_eq!(bench.take_all(500, consumer), [(2, 2), (3, 2), (1, 2), (4, 1), (5, 1)]);
 }
@@ -215,8 +215,11 @@ fn what_an_input_makes_ready_waits_its_turn_behind_effects_that_the_pass_has_not
             bench.take(0, one);
         }
         bench.take(50, other);
+        bench.heard(51, one); // it is not unresponsive when its deliveries expire
         match leave {
-            None => bench.nack(120, other, count + 1, Nack { delay: Some(Duration::ZERO), drop: false }),
+            None => {
+                bench.nack(120, other, count + 1, Nack { delay: Some(Duration::ZERO), drop: false, release: false });
+            }
             Some(leave) => bench.detach(120, other, leave),
         }
         let again = bench.take_all(120, one);

@@ -3,41 +3,6 @@ use ackstream_core::{Leave, Refusal};
 use crate::workbench::{Workbench, ms};
 
 #[test]
-fn a_broken_stream_releases_a_first_attempt_at_once_and_costs_a_retry() {
-    let (mut bench, consumer) = Workbench::with(|policy| policy.max_retries = Some(1)).with_one_outstanding();
-    bench.detach(10, consumer, Leave::Broken);
-    assert_eq!(bench.events(), ["10 ended 1 Released", "10 requeued 1 for 0", "10 detached Broken"]);
-    let next = bench.attach(20);
-    assert_eq!(bench.take_all(20, next), [(1, 2)]);
-    bench.detach(30, next, Leave::Broken);
-    assert!(bench.events().contains(&"30 dropped 1 MaxRetries".to_owned()));
-}
-
-#[test]
-fn a_broken_stream_delays_a_later_attempt_by_one_ack_deadline() {
-    let (mut bench, consumer) = Workbench::new().with_one_outstanding();
-    assert_eq!(bench.take_all(100, consumer), [(1, 2)]);
-    bench.events();
-    bench.detach(150, consumer, Leave::Broken);
-    assert_eq!(bench.events(), ["150 ended 1 Released", "150 requeued 1 for 100", "150 detached Broken"]);
-    assert_eq!(bench.next_due(), Some(250));
-}
-
-#[test]
-fn a_message_that_kills_its_consumers_comes_to_an_end() {
-    let mut bench = Workbench::new();
-    bench.publish(0, 1);
-    let mut attempts = 0;
-    for at in (0..10_000).step_by(100) {
-        let victim = bench.attach(at);
-        attempts += bench.take_all(at, victim).len();
-        bench.detach(at, victim, Leave::Broken);
-    }
-    assert_eq!(attempts, 4);
-    assert_eq!(bench.subscription.counts().dropped, 1);
-}
-
-#[test]
 fn a_clean_leave_makes_the_message_ready_at_once_and_costs_no_retry() {
     let mut bench = Workbench::with(|policy| policy.max_retries = Some(0));
     bench.publish(0, 1);
@@ -75,7 +40,7 @@ fn a_delivery_whose_deadline_has_passed_expires_also_when_its_consumer_leaves_fi
     }
     let events = bench.events();
     assert_eq!(events.iter().filter(|line| line.ends_with("Expired")).count(), 5_000);
-    assert_eq!(events.iter().filter(|line| line.ends_with("Released")).count(), 0);
+    assert_eq!(events.iter().filter(|line| line.contains("Released")).count(), 0);
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn every_end_of_a_delivery_gives_its_room_back() {
     bench.publish(0, 1);
     bench.take(0, consumer).unwrap();
     assert_eq!(bench.take_all(100, consumer), [(1, 2)], "expired");
-    bench.nack(110, consumer, 1, Nack { delay: Some(ms(0)), drop: false });
+    bench.nack(110, consumer, 1, Nack { delay: Some(ms(0)), drop: false, release: false });
     assert_eq!(bench.take_all(110, consumer), [(1, 3)], "nacked");
     bench.ack(120, 1);
     bench.publish(120, 1);
@@ -119,13 +119,18 @@ fn the_oldest_unsettled_message_is_known_after_all_before_it_are_gone() {
 }
 
 #[test]
-fn the_size_of_the_next_delivery_can_be_asked() {
+fn the_size_of_a_consumers_next_delivery_can_be_asked() {
     let mut bench = Workbench::new();
-    assert_eq!(bench.subscription.next_size(), None);
+    let consumer = bench.attach_with(0, 1_000, 10);
+    assert_eq!(bench.subscription.next_size(consumer), None);
+
     bench.publish_sized(0, 7);
-    bench.publish_sized(0, 9);
-    assert_eq!(bench.subscription.next_size(), Some(7));
-    let consumer = bench.attach(0);
+    bench.publish_sized(0, 3);
+    bench.publish_sized(0, 1);
+
+    assert_eq!(bench.subscription.next_size(consumer), Some(7));
     bench.take(0, consumer);
-    assert_eq!(bench.subscription.next_size(), Some(9));
+    assert_eq!(bench.subscription.next_size(consumer), Some(3));
+    bench.take(0, consumer);
+    assert_eq!(bench.subscription.next_size(consumer), None, "its window has no room for it");
 }

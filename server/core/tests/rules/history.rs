@@ -55,7 +55,7 @@ impl Bench {
 
     fn attach(subscription: &mut Subscription<u64, Histories>, at: u64) -> ConsumerId {
         let window = Window { max_messages: 1, max_bytes: 1 };
-        subscription.attach(Attachment { window, auto_ack: false }, Workbench::time(at))
+        subscription.attach(Attachment { window, handlers: 0, auto_ack: false }, Workbench::time(at))
     }
 
     fn take(&mut self, at: u64) {
@@ -68,7 +68,7 @@ impl Bench {
     }
 
     fn nack(&mut self, at: u64, drop: bool) {
-        let nack = Nack { delay: Some(ms(0)), drop };
+        let nack = Nack { delay: Some(ms(0)), drop, release: false };
         self.subscription.nack(self.consumer, MessageId(1), None, nack, Workbench::time(at));
     }
 
@@ -84,7 +84,7 @@ impl Bench {
 
 fn attempt(number: u32, outcome: Outcome, consumer: ConsumerId, sent_at: u64, ended_at: u64) -> Attempt {
     let (sent_at, ended_at): (Time, Time) = (Workbench::time(sent_at), Workbench::time(ended_at));
-    Attempt { number, outcome, failed: true, consumer, sent_at, ended_at }
+    Attempt { number, outcome, consumer, sent_at, ended_at }
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_clean_message_has_no_history() {
 }
 
 #[test]
-fn the_history_says_of_each_delivery_without_an_ack_who_held_it_from_when_to_when_and_how_it_ended() {
+fn the_history_says_of_each_delivery_that_failed_or_was_interrupted_who_held_it_from_when_to_when_and_how_it_ended() {
     let mut bench = Bench::new(Some(3));
     let first = bench.consumer;
     bench.take(100);
@@ -110,7 +110,7 @@ fn the_history_says_of_each_delivery_without_an_ack_who_held_it_from_when_to_whe
     let expected = [
         attempt(1, Outcome::Expired, first, 0, 100),
         attempt(2, Outcome::Nacked, first, 100, 150),
-        attempt(3, Outcome::Released, broken, 160, 170),
+        attempt(3, Outcome::Interrupted, broken, 160, 170),
     ];
     assert_eq!(bench.shown("acked"), expected);
     assert_eq!(bench.shown("sent"), expected, "the delivery that is acked is none of them");
@@ -124,12 +124,13 @@ fn a_delivery_that_just_ended_is_in_the_history_that_its_event_shows() {
 }
 
 #[test]
-fn a_clean_leave_is_no_failure_in_the_history() {
+fn a_release_is_not_in_the_history() {
     let mut bench = Bench::new(Some(3));
-    let left = bench.leave(10, Leave::Clean);
+
+    bench.leave(10, Leave::Clean);
     bench.take(20);
-    let released = Attempt { failed: false, ..attempt(1, Outcome::Released, left, 0, 10) };
-    assert_eq!(bench.shown("sent"), [released]);
+
+    assert_eq!(bench.shown("sent"), []);
 }
 
 #[test]

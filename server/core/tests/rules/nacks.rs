@@ -2,8 +2,8 @@ use ackstream_core::{Backoff, MessageId, Nack};
 
 use crate::workbench::{Workbench, ms};
 
-const AT_ONCE: Nack = Nack { delay: Some(std::time::Duration::ZERO), drop: false };
-const DROP: Nack = Nack { delay: None, drop: true };
+const AT_ONCE: Nack = Nack { delay: Some(std::time::Duration::ZERO), drop: false, release: false };
+const DROP: Nack = Nack { delay: None, drop: true, release: false };
 
 #[test]
 fn a_nack_with_delay_zero_makes_the_message_ready_at_once() {
@@ -16,7 +16,7 @@ fn a_nack_with_delay_zero_makes_the_message_ready_at_once() {
 #[test]
 fn a_nack_delays_the_message_by_its_own_delay() {
     let (mut bench, consumer) = Workbench::with(|policy| policy.backoff = backoff(30, 30)).with_one_outstanding();
-    bench.nack(10, consumer, 1, Nack { delay: Some(ms(70)), drop: false });
+    bench.nack(10, consumer, 1, Nack { delay: Some(ms(70)), drop: false, release: false });
     assert_eq!(bench.next_due(), Some(80));
     assert_eq!(bench.take_all(79, consumer), []);
     assert_eq!(bench.take_all(80, consumer), [(1, 2)]);
@@ -42,7 +42,7 @@ fn a_nack_without_delay_and_without_backoff_waits_one_ack_deadline() {
 fn a_nack_cannot_delay_by_more_than_a_day() {
     let (mut bench, consumer) = Workbench::new().with_one_outstanding();
     let year = std::time::Duration::from_hours(24 * 365);
-    bench.nack(0, consumer, 1, Nack { delay: Some(year), drop: false });
+    bench.nack(0, consumer, 1, Nack { delay: Some(year), drop: false, release: false });
     assert_eq!(bench.next_due(), Some(24 * 3_600_000));
 }
 
@@ -65,7 +65,7 @@ fn a_nack_uses_up_one_retry() {
 #[test]
 fn a_message_that_is_out_of_retries_is_dropped_without_a_wait() {
     let (mut bench, consumer) = Workbench::with(|policy| policy.max_retries = Some(0)).with_one_outstanding();
-    bench.nack(10, consumer, 1, Nack { delay: Some(ms(500)), drop: false });
+    bench.nack(10, consumer, 1, Nack { delay: Some(ms(500)), drop: false, release: false });
     assert_eq!(bench.events(), ["10 ended 1 Nacked", "10 dropped 1 MaxRetries"]);
 }
 

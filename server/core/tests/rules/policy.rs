@@ -33,12 +33,21 @@ fn all_problems_are_told_at_once() {
     let found = problems(|policy| {
         policy.ack_deadline = Duration::ZERO;
         policy.max_retries = Some(5_000);
+        policy.max_interruptions = Some(1_001);
         policy.backoff = Backoff { minimum: Duration::from_hours(26), maximum: Duration::from_hours(25) };
         policy.max_backlog_messages = 0;
         policy.max_backlog_bytes = 0;
     });
     assert_eq!(
         found,
-        ["ack_deadline", "max_retries", "max_backoff", "min_backoff", "max_backlog_messages", "max_backlog_bytes"]
+        [
+            "ack_deadline",
+            "max_retries",
+            "max_interruptions",
+            "max_backoff",
+            "min_backoff",
+            "max_backlog_messages",
+            "max_backlog_bytes"
+        ]
     );
 }

@@ -1,4 +1,4 @@
-use ackstream_core::{ConsumerId, Leave, PASS};
+use ackstream_core::{ConsumerCounts, ConsumerId, Leave, PASS};
 
 use crate::workbench::Workbench;
 
@@ -112,7 +112,7 @@ fn a_full_consumer_is_woken_when_it_has_room_again() {
     bench.publish(0, 2);
     bench.take(0, consumer);
     assert_eq!(bench.take(0, consumer), None);
-    assert_eq!(bench.subscription.waiting_and_full(), (0, 1));
+    assert_eq!(bench.subscription.consumer_counts(), ConsumerCounts { full: 1, ..ConsumerCounts::default() });
     assert_eq!(bench.wakes(), []);
     bench.ack(1, 1);
     assert_eq!(bench.wakes(), [consumer]);

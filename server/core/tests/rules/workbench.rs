@@ -99,7 +99,33 @@ impl Workbench {
 
     pub(crate) fn attach_with(&mut self, at: u64, max_messages: u32, max_bytes: u64) -> ConsumerId {
         let window = Window { max_messages, max_bytes };
-        self.subscription.attach(Attachment { window, auto_ack: false }, Self::time(at))
+        self.subscription.attach(Attachment { window, handlers: 0, auto_ack: false }, Self::time(at))
+    }
+
+    /// A consumer with room for a thousand messages that handles so many at the same time.
+    pub(crate) fn attach_handlers(&mut self, at: u64, handlers: u32) -> ConsumerId {
+        self.subscription.attach(Self::attachment(handlers), Self::time(at))
+    }
+
+    pub(crate) const fn attachment(handlers: u32) -> Attachment {
+        Attachment { window: Window { max_messages: 1_000, max_bytes: u64::MAX }, handlers, auto_ack: false }
+    }
+
+    pub(crate) fn suspend(&mut self, at: u64, consumer: ConsumerId, leave: Leave, until: u64) {
+        self.subscription.suspend(consumer, leave, Self::time(until), Self::time(at));
+    }
+
+    /// A suspended consumer is back, with one handler, and holds these messages.
+    pub(crate) fn resume(&mut self, at: u64, consumer: ConsumerId, held: &[u64]) -> bool {
+        self.subscription.resume(consumer, Self::attachment(1), |id| held.contains(&id.0), Self::time(at))
+    }
+
+    pub(crate) fn release(&mut self, at: u64, consumer: ConsumerId, id: u64) {
+        self.nack(at, consumer, id, Nack { release: true, ..Nack::default() });
+    }
+
+    pub(crate) fn heard(&mut self, at: u64, consumer: ConsumerId) {
+        self.subscription.heard(consumer, Self::time(at));
     }
 
     pub(crate) fn detach(&mut self, at: u64, consumer: ConsumerId, leave: Leave) {

@@ -9,7 +9,7 @@ use ackstream_core::{
     Subscription, Time, WAKE_PATIENCE,
 };
 
-use crate::model::{Model, Nanos, nanos};
+use crate::model::{Found, Model, Nanos, nanos};
 use crate::statistics::Statistics;
 use crate::told::{Body, Recorder, Told, What};
 
@@ -18,6 +18,9 @@ use crate::told::{Body, Recorder, Told, What};
 pub(crate) enum Input {
     Attach(Attachment),
     Detach(ConsumerId, Leave),
+    Suspend(ConsumerId, Leave, Nanos),
+    Resume(ConsumerId, Attachment, BTreeSet<u64>),
+    Heard(ConsumerId),
     Ask(ConsumerId),
     Ack {
         id: u64,
@@ -48,6 +51,7 @@ pub(crate) enum Input {
 pub(crate) enum Answer {
     Nothing,
     Attached(ConsumerId),
+    Resumed(bool),
     Asked(Option<Delivery<Body>>),
 }
 
@@ -109,7 +113,7 @@ impl Checked {
         let stalled = self.stalled_since.filter(|_| matches!(input, Input::Advance));
         let at = Time::from_nanos(now);
         self.model.time_passes(now);
-        let answer = match *input {
+        let answer = match input.clone() {
             Input::Attach(attachment) => {
                 let consumer = self.core.attach(attachment, at);
                 assert!(self.attached.insert(consumer), "{consumer:?} was given twice");
@@ -121,6 +125,33 @@ impl Checked {
                 self.core.detach(consumer, leave, at);
                 self.model.detach(consumer, leave);
                 self.demands.remove(&consumer);
+                Answer::Nothing
+            }
+            Input::Suspend(consumer, leave, until) => {
+                self.core.suspend(consumer, leave, Time::from_nanos(until), at);
+                self.model.suspend(consumer, leave, until);
+                if self.model.is_suspended(consumer) {
+                    self.demands.insert(consumer, Demand::Busy);
+                    self.statistics.count("suspended");
+                } else {
+                    self.demands.remove(&consumer);
+                }
+                Answer::Nothing
+            }
+            Input::Resume(consumer, attachment, held) => {
+                let resumed = self.core.resume(consumer, attachment, |id| held.contains(&id.0), at);
+                assert_eq!(
+                    resumed,
+                    self.model.resume(consumer, attachment, &held),
+                    "whether it resumed (core | model)"
+                );
+                self.statistics.count(if resumed { "resumed" } else { "resumed too late" });
+                Answer::Resumed(resumed)
+            }
+            Input::Heard(consumer) => {
+                self.core.heard(consumer, at);
+                self.model.heard(consumer);
+                self.statistics.count("said something");
                 Answer::Nothing
             }
             Input::Ask(consumer) => Answer::Asked(self.ask(consumer, at)),
@@ -166,6 +197,7 @@ impl Checked {
             }
         };
         let moved_before = self.moved_at;
+        self.demands.retain(|&consumer, _| self.model.attached().any(|attached| attached == consumer));
         let events = self.compare();
         if matches!(input, Input::Advance) {
             self.check_advance(events, moved_before, stalled);
@@ -221,33 +253,46 @@ impl Checked {
     // ---- comparing
 
     fn ask(&mut self, consumer: ConsumerId, at: Time) -> Option<Delivery<Body>> {
-        let offer = self.model.on_offer();
+        let found = self.model.find(consumer);
         let delivery = self.core.next_delivery(consumer, at);
         let expected = self.model.next_delivery(consumer);
-        assert_eq!(delivery, expected, "what is handed over to {consumer:?} (core | model)");
+        assert_eq!(delivery, expected, "what is handed over to {consumer:?}, which finds {found:?} (core | model)");
         delivery.as_ref().map(|delivery| (delivery.id.0, delivery.attempt)).hash(&mut self.history);
         if let Some(demand) = self.demands.get_mut(&consumer) {
-            *demand = match (&delivery, *demand) {
-                (Some(_), _) => Demand::Busy,
-                (None, Demand::Waiting { turn }) if offer.is_none() => Demand::Waiting { turn },
-                (None, _) if offer.is_some() => Demand::Waiting { turn: None },
-                (None, Demand::Busy | Demand::Waiting { .. } | Demand::Woken) => {
+            *demand = match (found, *demand) {
+                (Found::Message(_) | Found::Probe(_) | Found::Nobody, _) => Demand::Busy,
+                (Found::Nothing | Found::OthersFirst, Demand::Waiting { turn }) => Demand::Waiting { turn },
+                (Found::Full, _) => Demand::Waiting { turn: None },
+                (Found::Nothing | Found::OthersFirst, Demand::Busy | Demand::Woken) => {
                     self.next_turn += 1;
                     Demand::Waiting { turn: Some(self.next_turn) }
                 }
             };
-            match delivery {
-                Some(_) => {}
-                None if offer.is_some() => self.statistics.count("window full"),
-                None if self.model.is_behind() => self.statistics.count("asked in vain while behind"),
-                None => self.statistics.count("asked in vain"),
+        }
+        match found {
+            Found::Message(_) if delivery.as_ref().is_some_and(|delivery| delivery.interruptions >= 2) => {
+                self.statistics.count("delivered alone after interruptions");
             }
+            Found::Message(_) => {}
+            Found::Probe(_) => self.statistics.count("probed"),
+            Found::Nobody => self.statistics.count("asked while suspended or gone"),
+            Found::OthersFirst => self.statistics.count("others first"),
+            Found::Full => self.statistics.count("window full"),
+            Found::Nothing if self.model.is_behind() => self.statistics.count("asked in vain while behind"),
+            Found::Nothing if self.model.for_anybody() > 0 => self.statistics.count("passed what it gave back"),
+            Found::Nothing => self.statistics.count("asked in vain"),
         }
         delivery
     }
 
     /// Everything that can be seen from outside after a call; returns how many events it told.
     fn compare(&mut self) -> usize {
+        let reserved = self.model.reserved;
+        let demands = &self.demands;
+        self.model.reserve(|consumer| matches!(demands.get(&consumer), Some(Demand::Waiting { .. })));
+        if self.model.reserved.is_some() && self.model.reserved != reserved {
+            self.statistics.count("reserved");
+        }
         let told = self.recorder.take();
         let expected = self.model.take_told();
         if self.talks {
@@ -281,42 +326,40 @@ impl Checked {
         let ended = counts.ended;
         assert_eq!(
             counts.sent,
-            ended.acked + ended.nacked + ended.expired + ended.released + backlog.outstanding,
+            ended.acked + ended.nacked + ended.expired + ended.interrupted + ended.released + backlog.outstanding,
             "the law of deliveries"
         );
         assert_eq!(self.core.consumers(), self.model.consumers(), "consumers (core | model)");
-        assert_eq!(self.core.next_size(), self.model.size_on_offer(), "the next delivery's size (core | model)");
+        for consumer in self.model.attached() {
+            let size = self.model.size_on_offer(consumer);
+            assert_eq!(self.core.next_size(consumer), size, "the next delivery's size for {consumer:?} (core | model)");
+        }
         let drained = self.model.is_draining() && backlog.outstanding == 0;
         assert_eq!(self.core.is_drained(), drained, "whether it is drained (core | model)");
 
         let sent = told.iter().any(|event| matches!(event.what, What::Sent { .. }));
         self.compare_wakes(sent);
-        let waiting = self.waiting().count();
-        let (for_messages, for_room) = self.core.waiting_and_full();
-        assert_eq!(for_messages + for_room, waiting, "consumers that asked in vain (core | model)");
+        let waiting = self.waiting().filter(|&consumer| !self.model.is_unresponsive(consumer)).count();
+        let counts = self.core.consumer_counts();
+        assert_eq!(counts.waiting + counts.full, waiting, "consumers that asked in vain (core | model)");
+        assert_eq!(counts.unresponsive, self.model.unresponsive(), "unresponsive consumers (core | model)");
         self.compare_next_due();
         told.len()
     }
 
-    /// Who is woken was waiting, is served if it comes, and is woken in its turn; as many are awake as there are messages to take.
+    /// Who is woken was waiting, may be served if it comes, and is woken in its turn; as many are awake as there are messages to take.
     fn compare_wakes(&mut self, sent: bool) {
         self.woken.clear();
-        let offer = self.model.on_offer();
         while let Some(consumer) = self.core.next_wake() {
             let Some(Demand::Waiting { turn }) = self.demands.insert(consumer, Demand::Woken) else {
                 panic!("{consumer:?} is woken, but did not wait");
             };
-            let earlier = self.demands.iter().find(|(_, demand)| match (demand, turn) {
-                (Demand::Waiting { turn: Some(other) }, Some(turn)) => *other < turn,
-                (Demand::Busy | Demand::Waiting { .. } | Demand::Woken, _) => false,
-            });
-            assert!(earlier.is_none(), "{consumer:?} is woken, but it was the turn of {earlier:?}");
+            self.check_turn(consumer, turn);
             self.woken.push(consumer);
         }
         self.woken.hash(&mut self.history);
         self.statistics.add("woken", self.woken.len() as u64);
         let ready = self.model.ledger.backlog.ready;
-        assert!(self.woken.is_empty() || offer.is_some(), "{:?} woken, but nothing is on offer", self.woken);
         assert!(self.woken.len() as u64 <= ready, "{:?} woken for {ready} messages", self.woken);
 
         let now = self.model.now();
@@ -324,17 +367,46 @@ impl Checked {
         if moved {
             self.moved_at = now;
         }
-        let waits = offer.and_then(|id| self.waiting().find(|&consumer| self.model.has_room(consumer, id)));
-        let Some(consumer) = waits else {
+        if let Some((reserved, _)) = self.model.reserved {
+            let idle = self.model.ledger.held(reserved).messages == 0;
+            let waits = self.waiting().any(|consumer| consumer == reserved);
+            assert!(!idle || !waits, "{reserved:?} is reserved and empty, and is not woken");
+        }
+        let for_anybody = self.model.for_anybody();
+        let served = |consumer: &ConsumerId| matches!(self.model.find(*consumer), Found::Message(_));
+        // A message alone is only for whoever is reserved.
+        let Some(consumer) = self.waiting().find(served).filter(|_| for_anybody > 0) else {
             self.stalled_since = None;
             return;
         };
         let awake = self.awake();
         assert!(
-            awake >= ready,
-            "{ready} messages are ready, {consumer:?} waits with room for message {offer:?}, but {awake} are awake"
+            awake >= for_anybody,
+            "{for_anybody} messages are ready, {consumer:?} waits and finds {:?}, but {awake} are awake",
+            self.model.find(consumer)
         );
         self.stalled_since = if moved { Some(now) } else { self.stalled_since.or(Some(now)) };
+    }
+
+    fn check_turn(&self, consumer: ConsumerId, turn: Option<u64>) {
+        let found = self.model.find(consumer);
+        let is_unresponsive = self.model.is_unresponsive(consumer);
+        let may_be_served = match found {
+            Found::Message(_) | Found::Probe(_) | Found::Full => true,
+            Found::OthersFirst => is_unresponsive, // its time to be probed has come, but no probe
+            Found::Nothing | Found::Nobody => false,
+        };
+        assert!(may_be_served, "{consumer:?} is woken, but finds {found:?}");
+        if is_unresponsive || self.model.reserved.is_some_and(|(reserved, _)| reserved == consumer) {
+            return;
+        }
+        let earlier = self.demands.iter().find(|&(&other, demand)| match (demand, turn) {
+            (Demand::Waiting { turn: Some(earlier) }, Some(turn)) => {
+                *earlier < turn && !self.model.is_unresponsive(other) && self.model.find(other) != Found::Nothing
+            }
+            (Demand::Busy | Demand::Waiting { .. } | Demand::Woken, _) => false,
+        });
+        assert!(earlier.is_none(), "{consumer:?} is woken, but it was the turn of {earlier:?}");
     }
 
     /// The core is called in time for whatever happens next, and for nothing else.
@@ -349,12 +421,30 @@ impl Checked {
         }
         let dead = self.model.ledger.on_offer_as_dead.first().map(|(_, since)| since.as_nanos());
         let effect = self.model.next_effect().into_iter().chain(dead).min();
-        let counts_on_somebody = self.model.on_offer().is_some() && self.awake() > 0 && self.waiting().next().is_some();
+        let counts_on_somebody = self.model.for_anybody() > 0 && self.awake() > 0 && self.waiting().next().is_some();
         let patience = counts_on_somebody.then(|| self.moved_at + nanos(WAKE_PATIENCE));
+        let others = self.model.other_instants();
+        let is_known = due == effect || due == patience || due.is_some_and(|due| others.contains(&due));
+        let in_time = effect.is_none_or(|effect| due.is_some_and(|due| due <= effect));
         assert!(
-            due == effect || due == effect.into_iter().chain(patience).min(),
-            "next_due is {due:?}, but an effect is due at {effect:?}, and patience ends at {patience:?}"
+            is_known && in_time,
+            "next_due is {due:?}, but an effect is due at {effect:?}, patience ends at {patience:?}, others at {others:?}"
         );
+        let must = |instant: Option<Nanos>, what: &str| {
+            let kept = instant.is_none_or(|instant| due.is_some_and(|due| due <= instant));
+            assert!(kept, "next_due is {due:?}, but {what} at {instant:?}");
+        };
+        must(self.model.reserved.map(|(_, until)| until), "it is the next one's turn to become empty");
+        let for_messages = self.waiting().filter(|who| matches!(self.demands[who], Demand::Waiting { turn: Some(_) }));
+        for consumer in for_messages {
+            let found = self.model.find(consumer);
+            if found == Found::Nothing && self.model.for_anybody() > 0 {
+                must(self.model.bar_ends(consumer), "a consumer may have again what it gave back");
+            }
+            if found == Found::OthersFirst && self.awake() == 0 {
+                must(self.model.others_first_until(), "unresponsive consumers may come");
+            }
+        }
     }
 
     fn awake(&self) -> u64 {
@@ -373,10 +463,10 @@ impl Checked {
         let due = self.next_due();
         let asks_again = self.model.is_behind() || self.has_dead_letter();
         assert!(asks_again || due.is_none_or(|due| due > now), "next_due is {due:?} after advance({now})");
-        if events == 0 && !self.woken.is_empty() {
+        if events == 0 && !self.woken.is_empty() && self.model.other_instants().is_empty() && !self.model.has_alone() {
             assert!(now >= moved_before + patience, "{:?} are woken without patience", self.woken);
         }
-        if stalled.is_some_and(|since| now >= since + patience) {
+        if stalled.is_some_and(|since| now >= since + patience) && !self.model.has_alone() {
             let helped = !self.woken.is_empty() || self.stalled_since.is_none();
             assert!(helped, "nobody came since {stalled:?}, but advance({now}) wakes nobody else");
             self.statistics.count("impatient wakes");
@@ -387,7 +477,7 @@ impl Checked {
         if self.model.is_behind() {
             self.statistics.count("mass expiries");
             let given_back = told.windows(2).filter(|pair| {
-                matches!(pair[0].what, What::Ended { outcome: Outcome::Nacked | Outcome::Released, .. })
+                matches!(pair[0].what, What::Ended { outcome: Outcome::Nacked | Outcome::Released(_), .. })
                     && matches!(pair[1].what, What::Requeued { delay: Duration::ZERO, .. })
             });
             self.statistics.add("given back while behind", given_back.count() as u64);

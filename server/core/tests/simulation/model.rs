@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ackstream_core::{
     Attachment, ConsumerId, Delivery, DropReason, IgnoreReason, Leave, MessageId, Nack, Outcome, PASS, Policy, Refusal,
-    Time, Verb,
+    Release, Time, Verb,
 };
 
 use crate::told::{Body, Ledger, Seen, Told, What};
@@ -22,6 +22,12 @@ const HOUR: Nanos = 3_600_000_000_000;
 const LONGEST_DELIVERY: Nanos = HOUR;
 /// No nack delays a message for longer.
 const LONGEST_DELAY: Nanos = 24 * HOUR;
+const MINUTE: Nanos = HOUR / 60;
+/// For so long a consumer is given the time to become empty for a message alone,
+const TURN: Nanos = 30 * SECOND;
+/// or to come where it is empty and others are there.
+const PATIENCE: Nanos = 5_000_000;
+const SECOND: Nanos = 1_000_000_000;
 
 /// What one subscription must do.
 pub(crate) struct Model {
@@ -29,11 +35,22 @@ pub(crate) struct Model {
     now: Nanos,
     draining: bool,
     messages: BTreeMap<u64, Message>,
-    consumers: BTreeMap<ConsumerId, Attachment>,
+    consumers: BTreeMap<ConsumerId, Consumer>,
+    /// When suspended consumers leave.
+    graces: BTreeSet<(Nanos, ConsumerId)>,
     /// Ready and never delivered.
     first: BTreeSet<u64>,
     /// Ready for redelivery, in the order in which they became due.
     again: Vec<Again>,
+    /// Ready, given back by a consumer, in that order.
+    given_back: Vec<GivenBack>,
+    /// Ready to be delivered alone, in the order in which they became so.
+    alone: Vec<u64>,
+    /// Who gets nothing but the first of those, and until when.
+    pub(crate) reserved: Option<(ConsumerId, Nanos)>,
+    reservations: u64,
+    /// When a responsive consumer took something for the last time.
+    taken_at: Nanos,
     /// Everything that waits for an instant, in the order in which it comes.
     agenda: BTreeSet<Appointment>,
     hand_overs: u64,
@@ -50,9 +67,47 @@ struct Message {
     size: u32,
     accepted_at: Nanos,
     attempts: u32,
-    retries_used: u32,
+    failures: u32,
+    interruptions: u32,
     last_outcome: Option<Outcome>,
     state: State,
+    /// Since when it is ready.
+    ready_since: Nanos,
+}
+
+struct Consumer {
+    attachment: Attachment,
+    heard_at: Nanos,
+    /// It is unresponsive, and may be probed from this instant on; `Nanos::MAX` once it was.
+    probe_at: Option<Nanos>,
+    suspended: Option<(Nanos, Leave)>,
+    holds_alone: bool,
+    reserved_as: u64,
+}
+
+/// A ready message that a consumer gave back.
+#[derive(Clone, Copy)]
+struct GivenBack {
+    id: u64,
+    by: ConsumerId,
+    since: Nanos,
+}
+
+/// What a consumer finds that asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// It is given this message.
+    Message(u64),
+    /// It is given this message, to see whether it answers.
+    Probe(u64),
+    /// It is not there, or suspended.
+    Nobody,
+    /// There is nothing for it.
+    Nothing,
+    /// Others may have what there is.
+    OthersFirst,
+    /// It has no room.
+    Full,
 }
 
 #[derive(Clone, Copy)]
@@ -76,6 +131,8 @@ struct Outstanding {
     sent_at: Nanos,
     deadline: Nanos,
     moved: bool,
+    /// Its consumer is suspended: at the deadline it ends so.
+    grace: Option<Outcome>,
 }
 
 /// A message that is ready for redelivery.
@@ -103,7 +160,12 @@ enum Kind {
 
 /// What came about at one appointment.
 struct Effect {
+    /// The message; 0 where a consumer leaves.
     id: u64,
+    /// The consumer that leaves,
+    leaves: Option<ConsumerId>,
+    /// and the messages that it had given back.
+    freed: Vec<u64>,
     events: Vec<Told>,
 }
 
@@ -115,8 +177,14 @@ impl Model {
             draining: false,
             messages: BTreeMap::new(),
             consumers: BTreeMap::new(),
+            graces: BTreeSet::new(),
             first: BTreeSet::new(),
             again: Vec::new(),
+            given_back: Vec::new(),
+            alone: Vec::new(),
+            reserved: None,
+            reservations: 0,
+            taken_at: 0,
             agenda: BTreeSet::new(),
             hand_overs: 0,
             last_id: 0,
@@ -131,23 +199,41 @@ impl Model {
     /// It is `now`, or later if a call before said so. Everything that is due happens; one pass of it is told.
     pub(crate) fn time_passes(&mut self, now: Nanos) {
         self.now = self.now.max(now);
-        while let Some(&Appointment { due, id, .. }) = self.agenda.first().filter(|next| next.due <= self.now) {
-            let events = match self.messages[&id].state {
-                State::Outstanding(delivery) => self.expire(id, delivery),
-                State::Delayed { .. } => {
-                    self.put(id, State::Ready);
-                    vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
+        loop {
+            let next = self.agenda.first().filter(|next| next.due <= self.now).copied();
+            let grace = self.graces.first().filter(|(due, _)| *due <= self.now).copied();
+            match (next, grace) {
+                (Some(next), grace) if grace.is_none_or(|(due, _)| next.due <= due) => {
+                    let events = self.keep_appointment(next);
+                    self.untold.push_back(Effect { id: next.id, leaves: None, freed: Vec::new(), events });
                 }
-                State::GivenUp { reason, .. } => {
-                    self.put(id, State::GivenUp { reason, refused_until: None });
-                    vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
+                (_, Some((due, consumer))) => {
+                    self.graces.remove(&(due, consumer));
+                    let (_, leave) = self.consumers[&consumer].suspended.expect("it has a grace");
+                    let freed = self.free(consumer, due, None);
+                    let events = vec![Told { at: Time::from_nanos(due), what: What::Detached { consumer, leave } }];
+                    self.untold.push_back(Effect { id: 0, leaves: Some(consumer), freed, events });
                 }
-                State::Ready => unreachable!("a ready message waits for no instant"),
-            };
-            self.untold.push_back(Effect { id, events });
+                (None | Some(_), None) => break,
+            }
         }
         for effect in self.untold.drain(..PASS.min(self.untold.len())).collect::<Vec<_>>() {
             self.tell_all(effect.events);
+        }
+    }
+
+    fn keep_appointment(&mut self, Appointment { due, id, .. }: Appointment) -> Vec<Told> {
+        match self.messages[&id].state {
+            State::Outstanding(delivery) => self.end_unanswered(id, delivery),
+            State::Delayed { .. } => {
+                self.ready(id, due, false);
+                vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
+            }
+            State::GivenUp { reason, .. } => {
+                self.put(id, State::GivenUp { reason, refused_until: None });
+                vec![Told { at: Time::from_nanos(due), what: What::Due(self.see(id)) }]
+            }
+            State::Ready => unreachable!("a ready message waits for no instant"),
         }
     }
 
@@ -172,9 +258,11 @@ impl Model {
             size,
             accepted_at: self.now,
             attempts: 0,
-            retries_used: 0,
+            failures: 0,
+            interruptions: 0,
             last_outcome: None,
             state: State::Ready,
+            ready_since: self.now,
         };
         self.messages.insert(id, message);
         self.first.insert(id);
@@ -182,47 +270,126 @@ impl Model {
         self.tell(What::Published(self.see(id)));
     }
 
-    pub(crate) fn attach(&mut self, consumer: ConsumerId, attachment: Attachment) {
-        self.consumers.insert(consumer, attachment);
-        self.tell(What::Attached(consumer));
+    pub(crate) fn attach(&mut self, id: ConsumerId, attachment: Attachment) {
+        let consumer = Consumer {
+            attachment,
+            heard_at: self.now,
+            probe_at: None,
+            suspended: None,
+            holds_alone: false,
+            reserved_as: 0,
+        };
+        self.consumers.insert(id, consumer);
+        self.tell(What::Attached(id));
     }
 
     pub(crate) fn detach(&mut self, consumer: ConsumerId, leave: Leave) {
-        if self.consumers.remove(&consumer).is_none() {
-            return;
+        let Some(known) = self.consumers.get(&consumer) else { return };
+        if let Some((until, _)) = known.suspended
+            && !self.graces.remove(&(until, consumer))
+        {
+            self.take_back_untold_leave(consumer);
         }
-        for id in self.deliveries_of(consumer) {
-            self.end(id, Outcome::Released);
-            let first_attempt = self.messages[&id].attempts == 1;
-            let events = match leave {
-                Leave::Clean => vec![self.requeue(id, 0, self.now)],
-                Leave::Broken if first_attempt => self.retry(id, 0, self.now),
-                Leave::Broken => self.retry(id, nanos(self.policy.ack_deadline), self.now),
-            };
-            self.tell_all(events);
+        for (id, outcome) in self.ends_of(consumer, leave) {
+            self.end_without_fault(id, outcome);
         }
+        self.free(consumer, self.now, Some(self.now));
         self.tell(What::Detached { consumer, leave });
     }
 
-    pub(crate) fn next_delivery(&mut self, consumer: ConsumerId) -> Option<Delivery<Body>> {
-        let id = self.on_offer()?;
-        if !self.has_room(consumer, id) {
-            return None;
+    /// The grace of a consumer is over, and that is untold: an input detaches it before.
+    fn take_back_untold_leave(&mut self, consumer: ConsumerId) {
+        let place = self.untold.iter().position(|effect| effect.leaves == Some(consumer)).expect("it is still there");
+        let effect = self.untold.remove(place).expect("it was found");
+        for id in effect.freed {
+            let before = self.again.len();
+            self.again.retain(|again| again.id != id);
+            if self.again.len() < before {
+                self.messages.get_mut(&id).expect("it is ready").ready_since = self.now;
+                self.again.push(Again { id, given_back: Some(self.now) });
+            }
         }
+    }
+
+    pub(crate) fn suspend(&mut self, consumer: ConsumerId, leave: Leave, until: Nanos) {
+        if self.consumers.get(&consumer).is_none_or(|known| known.suspended.is_some()) {
+            return;
+        }
+        if self.draining || until <= self.now {
+            return self.detach(consumer, leave);
+        }
+        for (id, outcome) in self.ends_of(consumer, leave) {
+            let State::Outstanding(delivery) = self.messages[&id].state else { unreachable!("it is held") };
+            let grace = Some(outcome);
+            self.put(id, State::Outstanding(Outstanding { deadline: until, moved: true, grace, ..delivery }));
+        }
+        self.consumers.get_mut(&consumer).expect("it is there").suspended = Some((until, leave));
+        self.graces.insert((until, consumer));
+    }
+
+    /// Says whether the consumer was still there.
+    pub(crate) fn resume(&mut self, consumer: ConsumerId, attachment: Attachment, held: &BTreeSet<u64>) -> bool {
+        let Some((until, _)) = self.consumers.get(&consumer).and_then(|known| known.suspended) else { return false };
+        if self.draining || until <= self.now {
+            return false;
+        }
+        self.graces.remove(&(until, consumer));
+        let known = self.consumers.get_mut(&consumer).expect("it is there");
+        known.suspended = None;
+        known.attachment = attachment;
+        for id in self.deliveries_of(consumer) {
+            let State::Outstanding(delivery) = self.messages[&id].state else { unreachable!("it is held") };
+            if held.contains(&id) {
+                let deadline = (self.now + nanos(self.policy.ack_deadline)).min(delivery.sent_at + LONGEST_DELIVERY);
+                self.put(id, State::Outstanding(Outstanding { deadline, moved: true, grace: None, ..delivery }));
+                self.tell(What::Extended { message: self.see(id), deadline: Time::from_nanos(deadline) });
+            } else {
+                self.end_without_fault(id, Outcome::Released(Release::NotReceived));
+            }
+        }
+        true
+    }
+
+    pub(crate) fn heard(&mut self, consumer: ConsumerId) {
+        if let Some(known) = self.consumers.get_mut(&consumer) {
+            known.heard_at = self.now;
+            known.probe_at = None;
+        }
+    }
+
+    pub(crate) fn next_delivery(&mut self, consumer: ConsumerId) -> Option<Delivery<Body>> {
+        let id = match self.find(consumer) {
+            Found::Message(id) => id,
+            Found::Probe(id) => {
+                self.consumers.get_mut(&consumer).expect("it asks").probe_at = Some(Nanos::MAX);
+                id
+            }
+            Found::Nobody | Found::Nothing | Found::OthersFirst | Found::Full => return None,
+        };
         self.hand_overs += 1;
         let deadline = self.now + nanos(self.policy.ack_deadline);
         let (hand_over, sent_at) = (self.hand_overs, self.now);
-        self.put(id, State::Outstanding(Outstanding { owner: consumer, hand_over, sent_at, deadline, moved: false }));
+        let delivery = Outstanding { owner: consumer, hand_over, sent_at, deadline, moved: false, grace: None };
+        self.put(id, State::Outstanding(delivery));
         let message = self.messages.get_mut(&id).expect("it was on offer");
         message.attempts += 1;
-        let (attempt, body, after) = (message.attempts, message.body, message.last_outcome);
+        let Message { attempts: attempt, body, last_outcome: after, failures, interruptions, .. } = *message;
         let accepted_at = Time::from_nanos(message.accepted_at);
+        let known = self.consumers.get_mut(&consumer).expect("it asks");
+        known.holds_alone = interruptions >= 2;
+        if known.probe_at.is_none() {
+            self.taken_at = self.now;
+        }
+        if known.holds_alone {
+            self.reserved = None;
+        }
         self.tell(What::Sent { message: self.see(id), consumer, after });
-        if self.consumers[&consumer].auto_ack {
+        if self.consumers[&consumer].attachment.auto_ack {
             self.end(id, Outcome::Acked);
             self.settle_acked(id, false);
         }
-        Some(Delivery { id: MessageId(id), attempt, body, accepted_at, deadline: Time::from_nanos(deadline) })
+        let (id, deadline) = (MessageId(id), Time::from_nanos(deadline));
+        Some(Delivery { id, attempt, failures, interruptions, body, accepted_at, deadline })
     }
 
     pub(crate) fn ack(&mut self, id: u64, attempt: Option<u32>) {
@@ -252,17 +419,28 @@ impl Model {
         if self.find_held(consumer, id, attempt, Verb::Nack).is_none() {
             return;
         }
+        if nack.release {
+            self.end(id, Outcome::Released(Release::GivenBack));
+            if self.is_alone(id) {
+                let told = self.requeue(id, nanos(self.policy.ack_deadline), self.now, true);
+                return self.tell_all(vec![told]);
+            }
+            let told = self.requeue(id, 0, self.now, true);
+            self.again.retain(|again| again.id != id);
+            self.given_back.push(GivenBack { id, by: consumer, since: self.now });
+            return self.tell_all(vec![told]);
+        }
         self.end(id, Outcome::Nacked);
         let events = if nack.drop {
             vec![self.give_up(id, DropReason::Rejected, self.now)]
         } else {
-            let backoff = self.backoff_after(self.messages[&id].attempts);
+            let backoff = self.backoff_after(self.messages[&id].failures);
             let delay = match nack.delay {
                 Some(delay) => nanos(delay).min(LONGEST_DELAY),
                 None if backoff > 0 => backoff,
                 None => nanos(self.policy.ack_deadline),
             };
-            self.retry(id, delay, self.now)
+            self.retry(id, delay, self.now, true)
         };
         self.tell_all(events);
     }
@@ -293,6 +471,9 @@ impl Model {
         if !self.draining {
             self.draining = true;
             self.tell(What::Draining);
+            while let Some(&(_, consumer)) = self.graces.first() {
+                self.detach(consumer, Leave::Closed);
+            }
         }
     }
 
@@ -323,23 +504,162 @@ impl Model {
 
     /// When something happens by itself; an instant that has passed while something is untold.
     pub(crate) fn next_effect(&self) -> Option<Nanos> {
-        self.untold_since().or_else(|| self.agenda.first().map(|next| next.due))
+        let next = self.agenda.first().map(|next| next.due);
+        let grace = self.graces.first().map(|(due, _)| *due);
+        self.untold_since().or_else(|| next.into_iter().chain(grace).min())
     }
 
-    /// The message that whoever asks is given, if it has room: the first of the redeliveries, else the oldest message. While the core
-    /// is behind, it is on offer only where nothing untold can bring one that goes first.
-    pub(crate) fn on_offer(&self) -> Option<u64> {
-        let (offer, withheld) = match self.again.first() {
-            Some(again) => (again.id, self.may_come_after_the_untold(*again)),
-            None => (self.first.first().copied()?, self.is_behind()),
+    /// What a consumer finds that asks.
+    pub(crate) fn find(&self, id: ConsumerId) -> Found {
+        let Some(consumer) = self.consumers.get(&id).filter(|consumer| consumer.suspended.is_none()) else {
+            return Found::Nobody;
         };
-        (!self.draining && !withheld).then_some(offer)
+        let comes_last = consumer.probe_at.is_some() && self.any_responsive();
+        let is_empty = self.ledger.held(id).messages == 0;
+        match self.alone.first() {
+            Some(&alone) if is_empty && !comes_last && self.can_deliver_alone() => return Found::Message(alone),
+            Some(_) | None => {}
+        }
+        if consumer.holds_alone || self.reserved.is_some_and(|(reserved, _)| reserved == id) {
+            return Found::Full;
+        }
+        let Some(message) = self.on_offer_to(id) else { return Found::Nothing };
+        if comes_last && self.others_first_until().is_some_and(|until| self.now < until) {
+            let clean = |message: &u64| self.messages[message].failures == 0;
+            let probe = Some(message).filter(clean).or_else(|| self.first.first().copied());
+            let may_be_probed = consumer.probe_at.is_some_and(|at| at <= self.now);
+            return match probe.filter(|_| may_be_probed) {
+                Some(probe) if self.has_room(id, probe) => Found::Probe(probe),
+                Some(_) | None => Found::OthersFirst,
+            };
+        }
+        if self.has_room(id, message) { Found::Message(message) } else { Found::Full }
+    }
+
+    /// The message that is next for whoever asks: the first of the redeliveries, else what was given back, else the oldest message.
+    /// While the core is behind, it is on offer only where nothing untold can bring one that goes first.
+    fn on_offer(&self) -> Option<u64> {
+        self.on_offer_but_of(None)
+    }
+
+    /// The same for one consumer, which passes what it gave back itself for one ack deadline.
+    fn on_offer_to(&self, consumer: ConsumerId) -> Option<u64> {
+        self.on_offer_but_of(Some(consumer))
+    }
+
+    fn on_offer_but_of(&self, consumer: Option<ConsumerId>) -> Option<u64> {
+        if self.draining {
+            return None;
+        }
+        if let Some(again) = self.again.first() {
+            return Some(again.id).filter(|_| !self.may_come_after_the_untold(*again));
+        }
+        if self.is_behind() {
+            return None;
+        }
+        let mut givers: BTreeMap<ConsumerId, GivenBack> = BTreeMap::new();
+        for given_back in &self.given_back {
+            givers.entry(given_back.by).or_insert(*given_back);
+        }
+        let mut givers: Vec<_> = givers.into_values().collect();
+        givers.sort_by_key(|given_back| (given_back.since, given_back.by));
+        let is_barred = |given_back: &&GivenBack| {
+            Some(given_back.by) == consumer && self.now < given_back.since + nanos(self.policy.ack_deadline)
+        };
+        let given_back = givers.iter().find(|given_back| !is_barred(given_back)).map(|given_back| given_back.id);
+        given_back.or_else(|| self.first.first().copied())
+    }
+
+    fn can_deliver_alone(&self) -> bool {
+        !self.draining && !self.is_behind()
+    }
+
+    fn any_responsive(&self) -> bool {
+        self.consumers.values().any(Consumer::is_responsive)
+    }
+
+    fn any_unresponsive(&self) -> bool {
+        self.consumers.values().any(|consumer| consumer.suspended.is_none() && consumer.probe_at.is_some())
+    }
+
+    /// Until when unresponsive consumers wait for others to take what is next; `None` where there are no others with room.
+    pub(crate) fn others_first_until(&self) -> Option<Nanos> {
+        let head = self.on_offer().filter(|_| self.any_unresponsive())?;
+        let reserved = self.reserved.map(|(consumer, _)| consumer);
+        let mut others = self.consumers.iter().filter(|(_, consumer)| consumer.is_responsive());
+        let open =
+            others.any(|(id, consumer)| !consumer.holds_alone && Some(*id) != reserved && self.has_room(*id, head));
+        open.then(|| self.messages[&head].ready_since.max(self.taken_at) + PATIENCE)
+    }
+
+    /// How many messages consumers with room may take, besides those alone.
+    pub(crate) fn for_anybody(&self) -> u64 {
+        if self.on_offer().is_none() { 0 } else { self.ledger.backlog.ready - self.alone.len() as u64 }
+    }
+
+    /// Whether messages wait to be delivered alone.
+    pub(crate) const fn has_alone(&self) -> bool {
+        !self.alone.is_empty()
+    }
+
+    /// When something may have to be done for consumers, besides effects.
+    pub(crate) fn other_instants(&self) -> Vec<Nanos> {
+        let probes = self.consumers.values().filter_map(|consumer| consumer.probe_at);
+        let bars = self.given_back.iter().map(|given_back| given_back.since + nanos(self.policy.ack_deadline));
+        let reserved = self.reserved.map(|(_, until)| until);
+        probes.chain(bars).chain(reserved).chain(self.others_first_until()).collect()
+    }
+
+    /// When a consumer may have again what it gave back, where nothing else is there.
+    pub(crate) fn bar_ends(&self, consumer: ConsumerId) -> Option<Nanos> {
+        let first = self.given_back.iter().find(|given_back| given_back.by == consumer)?;
+        Some(first.since + nanos(self.policy.ack_deadline))
+    }
+
+    /// Whether a consumer is unresponsive.
+    pub(crate) fn is_unresponsive(&self, consumer: ConsumerId) -> bool {
+        self.consumers.get(&consumer).is_some_and(|known| known.suspended.is_none() && known.probe_at.is_some())
+    }
+
+    /// How many consumers are unresponsive.
+    pub(crate) fn unresponsive(&self) -> usize {
+        self.consumers.keys().filter(|&&consumer| self.is_unresponsive(consumer)).count()
+    }
+
+    /// One consumer is to become empty while a message waits to be delivered alone. `waits`: who asked in vain.
+    pub(crate) fn reserve(&mut self, waits: impl Fn(ConsumerId) -> bool) {
+        let wanted = !self.alone.is_empty() && self.can_deliver_alone();
+        let responsive_only = self.any_responsive();
+        let suitable: Vec<ConsumerId> = self
+            .consumers
+            .iter()
+            .filter(|(_, consumer)| {
+                let responsive = !responsive_only || consumer.probe_at.is_none();
+                wanted && consumer.suspended.is_none() && !consumer.holds_alone && responsive
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        let held = |id: ConsumerId| self.ledger.held(id).messages;
+        let idle = |id: ConsumerId| held(id) == 0 && waits(id);
+        if let Some((reserved, until)) = self.reserved
+            && self.now < until
+            && suitable.contains(&reserved)
+            && (held(reserved) == 0 || !suitable.iter().any(|&id| idle(id)))
+        {
+            return;
+        }
+        self.reserved = None;
+        let rank = |&id: &ConsumerId| (!idle(id), self.consumers[&id].reserved_as, held(id));
+        let Some(next) = suitable.iter().copied().min_by_key(rank) else { return };
+        self.reservations += 1;
+        self.reserved = Some((next, self.now + if held(next) == 0 && suitable.len() > 1 { PATIENCE } else { TURN }));
+        self.consumers.get_mut(&next).expect("it is there").reserved_as = self.reservations;
     }
 
     fn may_come_after_the_untold(&self, again: Again) -> bool {
         match again.given_back {
             Some(at) => self.untold_since().is_some_and(|since| since <= at),
-            None => self.untold.iter().any(|effect| effect.id == again.id),
+            None => self.untold.iter().any(|effect| effect.id == again.id || effect.freed.contains(&again.id)),
         }
     }
 
@@ -350,21 +670,41 @@ impl Model {
     /// Whether the consumer is attached and its window has room for the message. A delivery that has expired fills the window until
     /// that is told.
     pub(crate) fn has_room(&self, consumer: ConsumerId, id: u64) -> bool {
-        let Some(Attachment { window, .. }) = self.consumers.get(&consumer) else { return false };
+        let Some(Consumer { attachment: Attachment { window, .. }, .. }) = self.consumers.get(&consumer) else {
+            return false;
+        };
         let held = self.ledger.held(consumer);
         let fits = held.messages < u64::from(window.max_messages)
             && held.bytes + u64::from(self.messages[&id].size) <= window.max_bytes;
         held.messages == 0 || fits
     }
 
-    /// The size of the message that is on offer.
-    pub(crate) fn size_on_offer(&self) -> Option<u32> {
-        self.on_offer().map(|id| self.messages[&id].size)
+    /// The size of the message that the consumer would be given.
+    pub(crate) fn size_on_offer(&self, consumer: ConsumerId) -> Option<u32> {
+        match self.find(consumer) {
+            Found::Message(id) | Found::Probe(id) => Some(self.messages[&id].size),
+            Found::Nobody | Found::Nothing | Found::OthersFirst | Found::Full => None,
+        }
+    }
+
+    /// Everybody who is attached, suspended or not.
+    pub(crate) fn attached(&self) -> impl Iterator<Item = ConsumerId> {
+        self.consumers.keys().copied()
+    }
+
+    /// Whether a consumer is suspended.
+    pub(crate) fn is_suspended(&self, consumer: ConsumerId) -> bool {
+        self.consumers.get(&consumer).is_some_and(|known| known.suspended.is_some())
+    }
+
+    /// What a consumer holds whose deadline has not passed.
+    pub(crate) fn held_by(&self, consumer: ConsumerId) -> Vec<u64> {
+        self.deliveries_of(consumer)
     }
 
     /// Whether an unsettled message has more bytes than its consumer allows.
     pub(crate) fn is_larger_than_window(&self, consumer: ConsumerId, id: u64) -> bool {
-        u64::from(self.messages[&id].size) > self.consumers[&consumer].window.max_bytes
+        u64::from(self.messages[&id].size) > self.consumers[&consumer].attachment.window.max_bytes
     }
 
     /// The ids that are not settled.
@@ -391,12 +731,71 @@ impl Model {
 
     // ---- what becomes of a message
 
-    fn expire(&mut self, id: u64, delivery: Outstanding) -> Vec<Told> {
-        let backoff = self.backoff_after(self.messages[&id].attempts);
-        let ended = self.ended(id, Outcome::Expired, delivery.deadline);
+    fn end_unanswered(&mut self, id: u64, delivery: Outstanding) -> Vec<Told> {
+        let at = delivery.deadline;
+        if let Some(outcome) = delivery.grace {
+            return self.ended_without_fault(id, outcome, at, false);
+        }
+        let backoff = self.backoff_after(self.messages[&id].failures + 1);
+        let ended = self.ended(id, Outcome::Expired, at);
         let mut events = vec![ended];
-        events.extend(self.retry(id, backoff, delivery.deadline));
+        events.extend(self.retry(id, backoff, at, false));
         events
+    }
+
+    fn end_without_fault(&mut self, id: u64, outcome: Outcome) {
+        let events = self.ended_without_fault(id, outcome, self.now, true);
+        self.tell_all(events);
+    }
+
+    fn ended_without_fault(&mut self, id: u64, outcome: Outcome, at: Nanos, by_input: bool) -> Vec<Told> {
+        let ended = self.ended(id, outcome, at);
+        let interruptions = self.messages[&id].interruptions;
+        let wait = match interruptions {
+            _ if outcome != Outcome::Interrupted => 0,
+            0 | 1 => 0,
+            more => {
+                let mut wait = nanos(self.policy.ack_deadline).min(MINUTE);
+                for _ in 2..more {
+                    wait = (wait * 2).min(MINUTE);
+                }
+                wait
+            }
+        };
+        let most = self.policy.max_interruptions.map(|max| if max == 0 { 1 } else { 2 + max });
+        let next = if outcome == Outcome::Interrupted && most.is_some_and(|most| interruptions >= most) {
+            self.give_up(id, DropReason::MaxInterruptions, at)
+        } else {
+            self.requeue(id, wait, at, by_input)
+        };
+        vec![ended, next]
+    }
+
+    /// How the deliveries of a consumer end when it leaves.
+    fn ends_of(&self, consumer: ConsumerId, leave: Leave) -> Vec<(u64, Outcome)> {
+        let in_progress = match self.consumers[&consumer].attachment.handlers {
+            0 => usize::MAX,
+            handlers => 2 * handlers as usize,
+        };
+        let outcome = |place| match leave {
+            Leave::Clean => Outcome::Released(Release::Left),
+            Leave::Closed => Outcome::Released(Release::Closed),
+            Leave::Broken if place < in_progress => Outcome::Interrupted,
+            Leave::Broken => Outcome::Released(Release::NotBegun),
+        };
+        self.deliveries_of(consumer).into_iter().enumerate().map(|(place, id)| (id, outcome(place))).collect()
+    }
+
+    /// What a consumer gave back is anybody's. Returns which messages these are.
+    fn free(&mut self, consumer: ConsumerId, at: Nanos, by_input: Option<Nanos>) -> Vec<u64> {
+        let (its, others) = self.given_back.iter().partition(|given_back| given_back.by == consumer);
+        self.given_back = others;
+        let its: Vec<GivenBack> = its;
+        for &GivenBack { id, .. } in &its {
+            self.messages.get_mut(&id).expect("it is ready").ready_since = at;
+            self.again.push(Again { id, given_back: by_input });
+        }
+        its.into_iter().map(|given_back| given_back.id).collect()
     }
 
     fn end(&mut self, id: u64, outcome: Outcome) {
@@ -407,25 +806,47 @@ impl Model {
     fn ended(&mut self, id: u64, outcome: Outcome, at: Nanos) -> Told {
         let message = self.messages.get_mut(&id).expect("it is outstanding");
         message.last_outcome = Some(outcome);
+        match outcome {
+            Outcome::Nacked | Outcome::Expired => message.failures += 1,
+            Outcome::Interrupted => message.interruptions += 1,
+            Outcome::Acked | Outcome::Released(_) => {}
+        }
         let State::Outstanding(delivery) = message.state else { unreachable!("only a delivery ends") };
         let (consumer, sent_at) = (delivery.owner, Time::from_nanos(delivery.sent_at));
         Told { at: Time::from_nanos(at), what: What::Ended { message: self.see(id), consumer, sent_at, outcome } }
     }
 
-    /// What follows on an end that costs a retry.
-    fn retry(&mut self, id: u64, delay: Nanos, at: Nanos) -> Vec<Told> {
-        let message = self.messages.get_mut(&id).expect("its delivery has just ended");
-        if self.policy.max_retries == Some(message.retries_used) {
+    /// What follows on a failure.
+    fn retry(&mut self, id: u64, delay: Nanos, at: Nanos, by_input: bool) -> Vec<Told> {
+        let failures = self.messages[&id].failures;
+        if self.policy.max_retries.is_some_and(|max| failures > max) {
             return vec![self.give_up(id, DropReason::MaxRetries, at)];
         }
-        message.retries_used += 1;
-        vec![self.requeue(id, delay, at)]
+        vec![self.requeue(id, delay, at, by_input)]
     }
 
-    fn requeue(&mut self, id: u64, delay: Nanos, at: Nanos) -> Told {
-        self.put(id, if delay == 0 { State::Ready } else { State::Delayed { until: at + delay } });
+    fn requeue(&mut self, id: u64, delay: Nanos, at: Nanos, by_input: bool) -> Told {
+        if delay == 0 {
+            self.ready(id, at, by_input);
+        } else {
+            self.put(id, State::Delayed { until: at + delay });
+        }
         let delay = Duration::from_nanos(delay);
         Told { at: Time::from_nanos(at), what: What::Requeued { message: self.see(id), delay } }
+    }
+
+    fn ready(&mut self, id: u64, at: Nanos, by_input: bool) {
+        self.put(id, State::Ready);
+        self.messages.get_mut(&id).expect("it is not settled").ready_since = at;
+        if self.is_alone(id) {
+            self.alone.push(id);
+        } else {
+            self.again.push(Again { id, given_back: by_input.then_some(self.now) });
+        }
+    }
+
+    fn is_alone(&self, id: u64) -> bool {
+        self.messages[&id].interruptions >= 2
     }
 
     fn give_up(&mut self, id: u64, reason: DropReason, at: Nanos) -> Told {
@@ -447,11 +868,11 @@ impl Model {
         self.remove(id);
     }
 
-    /// The wait before the attempt that follows on `attempts`: the minimum, doubled for each attempt after the second.
-    fn backoff_after(&self, attempts: u32) -> Nanos {
+    /// The wait after so many failures: the minimum, doubled for each failure after the first.
+    fn backoff_after(&self, failures: u32) -> Nanos {
         let mut wait = u128::from(nanos(self.policy.backoff.minimum));
         let longest = u128::from(nanos(self.policy.backoff.maximum));
-        for _ in 1..attempts {
+        for _ in 1..failures {
             wait = (wait * 2).min(longest);
         }
         Nanos::try_from(wait.min(longest)).expect("no backoff is longer than a day")
@@ -469,7 +890,9 @@ impl Model {
             _ if message.attempts == 0 => IgnoreReason::Unknown,
             State::Ready | State::Delayed { .. } | State::GivenUp { .. } => IgnoreReason::NotHeld,
             State::Outstanding(_) if attempt.is_some_and(|attempt| attempt != message.attempts) => IgnoreReason::Stale,
-            State::Outstanding(delivery) if delivery.owner != consumer => IgnoreReason::NotHeld,
+            State::Outstanding(delivery) if delivery.owner != consumer || delivery.grace.is_some() => {
+                IgnoreReason::NotHeld
+            }
             State::Outstanding(delivery) => return Some(delivery),
         };
         self.ignore(id, verb, reason);
@@ -492,13 +915,10 @@ impl Model {
     fn put(&mut self, id: u64, state: State) {
         let message = self.messages.get_mut(&id).expect("only an unsettled message has a state");
         let before = std::mem::replace(&mut message.state, state);
-        let by_time = matches!(before, State::Delayed { .. }) || message.last_outcome == Some(Outcome::Expired);
         self.leave(id, before);
-        match appointment(id, state) {
-            Some(appointment) => _ = self.agenda.insert(appointment),
-            None if matches!(state, State::GivenUp { .. }) => {} // its queue follows from what is told
-            None => self.again.push(Again { id, given_back: (!by_time).then_some(self.now) }),
-        }
+        if let Some(appointment) = appointment(id, state) {
+            self.agenda.insert(appointment);
+        } // the queues of all others follow from what is told, or from `ready`
     }
 
     fn remove(&mut self, id: u64) {
@@ -510,10 +930,11 @@ impl Model {
         match appointment(id, state) {
             Some(appointment) => _ = self.agenda.remove(&appointment),
             None if matches!(state, State::GivenUp { .. }) => {}
-            None if self.first.remove(&id) => {}
             None => {
-                let place = self.again.iter().position(|again| again.id == id).expect("a ready message is in a queue");
-                self.again.remove(place);
+                self.first.remove(&id);
+                self.again.retain(|again| again.id != id);
+                self.given_back.retain(|given_back| given_back.id != id);
+                self.alone.retain(|&alone| alone != id);
             }
         }
     }
@@ -526,7 +947,9 @@ impl Model {
             size: message.size,
             accepted_at: Time::from_nanos(message.accepted_at),
             attempts: message.attempts,
-            retries_left: self.policy.max_retries.map(|max| max - message.retries_used),
+            failures: message.failures,
+            interruptions: message.interruptions,
+            retries_left: self.policy.max_retries.map(|max| max.saturating_sub(message.failures)),
         }
     }
 
@@ -560,8 +983,26 @@ impl Model {
     fn tell_all(&mut self, events: Vec<Told>) {
         for event in &events {
             self.ledger.note(event);
+            if let What::Ended { consumer, sent_at, outcome, .. } = event.what
+                && let Some(known) = self.consumers.get_mut(&consumer)
+            {
+                known.holds_alone = false;
+                if outcome == Outcome::Expired && known.heard_at <= sent_at.as_nanos() {
+                    let wait = (nanos(self.policy.ack_deadline) * 10).max(30 * SECOND);
+                    known.probe_at = Some(event.at.as_nanos() + wait);
+                }
+            }
+            if let What::Detached { consumer, .. } = event.what {
+                self.consumers.remove(&consumer);
+            }
         }
         self.told.extend(events);
+    }
+}
+
+impl Consumer {
+    const fn is_responsive(&self) -> bool {
+        self.suspended.is_none() && self.probe_at.is_none()
     }
 }
 

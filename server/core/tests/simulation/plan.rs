@@ -15,6 +15,8 @@ pub(crate) enum Action {
     Connect,
     /// A consumer leaves, or its stream breaks.
     Leave,
+    /// A consumer whose stream broke is back.
+    Resume,
     /// A consumer does what is its manner.
     Act,
     /// Anybody says anything about any message.
@@ -112,6 +114,7 @@ impl Plan {
                 (Action::Publish, 100),
                 (Action::Connect, 60),
                 (Action::Leave, 50),
+                (Action::Resume, 30),
                 (Action::Act, 600),
                 (Action::Meddle, 60),
                 (Action::Wait, 120),
@@ -168,7 +171,8 @@ impl Plan {
     }
 
     pub(crate) fn attachment(&self, rng: &mut Rng) -> Attachment {
-        Attachment { window: pick(rng, &self.windows), auto_ack: rng.u32(0..12) == 0 }
+        let handlers = pick(rng, &[0, 1, 2, 16]);
+        Attachment { window: pick(rng, &self.windows), handlers, auto_ack: rng.u32(0..12) == 0 }
     }
 
     fn draw_short(rng: &mut Rng) -> Self {
@@ -178,6 +182,7 @@ impl Plan {
             (Action::Publish, rng.u32(20..200)),
             (Action::Connect, rng.u32(20..100)),
             (Action::Leave, rng.u32(1..80)),
+            (Action::Resume, rng.u32(0..40)),
             (Action::Act, rng.u32(200..800)),
             (Action::Meddle, rng.u32(0..200)),
             (Action::Wait, rng.u32(100..400)),
@@ -234,6 +239,7 @@ impl Plan {
             (Action::Publish, 10),
             (Action::Connect, 10),
             (Action::Leave, 8),
+            (Action::Resume, 4),
             (Action::Act, 40),
             (Action::Meddle, 40),
             (Action::Wait, 10),
@@ -276,6 +282,7 @@ fn draw_policy(rng: &mut Rng) -> Policy {
     Policy {
         ack_deadline: pick(rng, &[MILLISECOND * 10, MILLISECOND * 50, SECOND * 2, SECOND * 30, SECOND * 600, HOUR]),
         max_retries: pick(rng, &[Some(0), Some(1), Some(2), Some(3), Some(3), Some(1_000), None]),
+        max_interruptions: pick(rng, &[Some(0), Some(1), Some(3), Some(3), None]),
         backoff: pick(
             rng,
             &[

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ackstream_core::{DropReason, IgnoreReason, Leave, Outcome, Refusal, Verb};
+use ackstream_core::{DropReason, IgnoreReason, Leave, Outcome, Refusal, Release, Verb};
 
 use crate::told::{Told, What};
 
 /// All that must have happened at least once in a run of the default length.
-const MUST_HAPPEN: [&str; 50] = [
+const MUST_HAPPEN: [&str; 65] = [
     "published",
     "refused: too many messages",
     "refused: too many bytes",
@@ -17,7 +17,8 @@ const MUST_HAPPEN: [&str; 50] = [
     "sent",
     "retried after nacked",
     "retried after expired",
-    "retried after released",
+    "sent again after interrupted",
+    "sent again after released",
     "delivered alone, larger than the window",
     "window full",
     "acked",
@@ -31,8 +32,22 @@ const MUST_HAPPEN: [&str; 50] = [
     "late acks of what was given up",
     "nacked",
     "expired",
-    "released clean",
-    "released broken",
+    "interrupted",
+    "released: left",
+    "released: closed",
+    "released: not_begun",
+    "released: given_back",
+    "released: not_received",
+    "dropped: max_interruptions",
+    "suspended",
+    "resumed",
+    "resumed too late",
+    "delivered alone after interruptions",
+    "reserved",
+    "others first",
+    "probed",
+    "passed what it gave back",
+    "said something",
     "extended",
     "extended up to the cap",
     "delayed up to the cap",
@@ -107,9 +122,8 @@ impl Statistics {
 
     /// Counts the events of one call.
     pub(crate) fn count_events(&mut self, events: &[Told]) {
-        let clean = events.iter().any(|event| matches!(event.what, What::Detached { leave: Leave::Clean, .. }));
         for event in events {
-            self.count(name(&event.what, clean));
+            self.count(name(&event.what));
             if let What::Sent { after: Some(outcome), .. } = event.what {
                 self.count(retried(outcome));
             }
@@ -117,8 +131,7 @@ impl Statistics {
     }
 }
 
-/// `clean`: how the consumer left, for what it released.
-const fn name(what: &What, clean: bool) -> &'static str {
+const fn name(what: &What) -> &'static str {
     match what {
         What::Published(_) => "published",
         What::Sent { .. } => "sent",
@@ -126,8 +139,14 @@ const fn name(what: &What, clean: bool) -> &'static str {
         What::Ended { outcome: Outcome::Acked, .. } => "acked in time",
         What::Ended { outcome: Outcome::Nacked, .. } => "nacked",
         What::Ended { outcome: Outcome::Expired, .. } => "expired",
-        What::Ended { outcome: Outcome::Released, .. } if clean => "released clean",
-        What::Ended { outcome: Outcome::Released, .. } => "released broken",
+        What::Ended { outcome: Outcome::Interrupted, .. } => "interrupted",
+        What::Ended { outcome: Outcome::Released(release), .. } => match release {
+            Release::Left => "released: left",
+            Release::Closed => "released: closed",
+            Release::NotBegun => "released: not_begun",
+            Release::GivenBack => "released: given_back",
+            Release::NotReceived => "released: not_received",
+        },
         What::Requeued { delay, .. } if delay.is_zero() => "ready again at once",
         What::Requeued { .. } => "delayed",
         What::Due(_) => "due after a delay",
@@ -138,9 +157,11 @@ const fn name(what: &What, clean: bool) -> &'static str {
         What::Acked { late: false, .. } => "acked",
         What::Dropped { reason: DropReason::MaxRetries, .. } => "dropped: max_retries",
         What::Dropped { reason: DropReason::Rejected, .. } => "dropped: rejected",
+        What::Dropped { reason: DropReason::MaxInterruptions, .. } => "dropped: max_interruptions",
         What::Ignored { verb, reason, .. } => ignored(*verb, *reason),
         What::Attached(_) => "attached",
         What::Detached { leave: Leave::Clean, .. } => "left clean",
+        What::Detached { leave: Leave::Closed, .. } => "left closed",
         What::Detached { leave: Leave::Broken, .. } => "left broken",
         What::Draining => "drains",
     }
@@ -151,7 +172,8 @@ const fn retried(after: Outcome) -> &'static str {
         Outcome::Acked => unreachable!(),
         Outcome::Nacked => "retried after nacked",
         Outcome::Expired => "retried after expired",
-        Outcome::Released => "retried after released",
+        Outcome::Interrupted => "sent again after interrupted",
+        Outcome::Released(_) => "sent again after released",
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Seen {
     pub(crate) size: u32,
     pub(crate) accepted_at: Time,
     pub(crate) attempts: u32,
+    pub(crate) failures: u32,
+    pub(crate) interruptions: u32,
     pub(crate) retries_left: Option<u32>,
 }
 
@@ -97,6 +99,8 @@ fn seen(message: &MessageView<'_, Body>) -> Seen {
         size: message.size,
         accepted_at: message.accepted_at,
         attempts: message.attempts,
+        failures: message.failures,
+        interruptions: message.interruptions,
         retries_left: message.retries_left,
     }
 }
@@ -162,7 +166,8 @@ impl Ledger {
                     Outcome::Acked => &mut ended.acked,
                     Outcome::Nacked => &mut ended.nacked,
                     Outcome::Expired => &mut ended.expired,
-                    Outcome::Released => &mut ended.released,
+                    Outcome::Interrupted => &mut ended.interrupted,
+                    Outcome::Released(_) => &mut ended.released,
                 } += 1;
                 if let Some(held) = self.held.get_mut(consumer) {
                     held.messages -= 1;

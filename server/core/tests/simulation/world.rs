@@ -16,6 +16,8 @@ use crate::plan::{Action, Manner, Plan, Punctuality, pick};
 use crate::statistics::Statistics;
 use crate::told::Body;
 
+/// How consumers leave.
+const LEAVES: [Leave; 3] = [Leave::Clean, Leave::Closed, Leave::Broken];
 /// Autumn 2023, to the nanosecond: no instant of the simulation is round.
 const BEGINNING: Nanos = 1_700_000_000_123_456_789;
 const SECOND: Nanos = 1_000_000_000;
@@ -56,6 +58,8 @@ struct Lane {
     checked: Checked,
     actors: Vec<Actor>,
     departed: Vec<ConsumerId>,
+    /// Consumers whose stream broke and who may be back.
+    suspended: Vec<Actor>,
 }
 
 struct Actor {
@@ -88,7 +92,7 @@ impl World {
             .map(|policy| {
                 let mut checked = Checked::new(policy.clone());
                 checked.talks = talks;
-                Lane { checked, actors: Vec::new(), departed: Vec::new() }
+                Lane { checked, actors: Vec::new(), departed: Vec::new(), suspended: Vec::new() }
             })
             .collect();
         Self {
@@ -167,16 +171,23 @@ impl World {
             }
             Action::Leave => {
                 if let Some(actor) = self.any_actor(lane) {
-                    let id = self.lanes[lane].actors.remove(actor).id;
+                    let actor = self.lanes[lane].actors.remove(actor);
+                    let leave = pick(&mut self.rng, &LEAVES);
+                    if leave != Leave::Clean && self.rng.bool() {
+                        let grace = pick(&mut self.rng, &[0, 1, SECOND / 10, 2 * SECOND, HOUR]);
+                        self.apply(lane, &Input::Suspend(actor.id, leave, self.clock + grace));
+                        self.lanes[lane].suspended.push(actor);
+                        return;
+                    }
                     let departed = &mut self.lanes[lane].departed;
                     if departed.len() >= MEMORY {
                         departed.swap_remove(self.rng.usize(0..MEMORY));
                     }
-                    departed.push(id);
-                    let leave = pick(&mut self.rng, &[Leave::Clean, Leave::Broken]);
-                    self.apply(lane, &Input::Detach(id, leave));
+                    departed.push(actor.id);
+                    self.apply(lane, &Input::Detach(actor.id, leave));
                 }
             }
+            Action::Resume => self.resume(lane),
             Action::Act => {
                 if let Some(actor) = self.any_actor(lane) {
                     self.act(lane, actor);
@@ -239,11 +250,39 @@ impl World {
         id
     }
 
+    /// A consumer whose stream broke is back, if it is not too late, and holds some of what it held.
+    fn resume(&mut self, lane: usize) {
+        let suspended = self.lanes[lane].suspended.len();
+        if suspended == 0 {
+            return;
+        }
+        let mut actor = self.lanes[lane].suspended.swap_remove(self.rng.usize(0..suspended));
+        let loses = pick(&mut self.rng, &[0, 0, 20, 100]);
+        let held = self.lanes[lane].checked.model().held_by(actor.id).into_iter();
+        let held = held.filter(|_| self.rng.u32(0..100) >= loses).collect();
+        let attachment = self.plan.attachment(&mut self.rng);
+        match self.apply(lane, &Input::Resume(actor.id, attachment, held)) {
+            Answer::Resumed(true) => {
+                let id = actor.id;
+                self.lanes[lane].actors.push(actor);
+                self.ask(lane, id);
+            }
+            Answer::Resumed(false) => {
+                // It begins anew, and still says what it remembers.
+                let remembers = std::mem::take(&mut actor.remembers);
+                let id = self.connect(lane, attachment, actor.manner);
+                let actors = &mut self.lanes[lane].actors;
+                actors.iter_mut().find(|actor| actor.id == id).expect("it is connected").remembers.extend(remembers);
+            }
+            Answer::Nothing | Answer::Attached(_) | Answer::Asked(_) => unreachable!("it is told whether it resumed"),
+        }
+    }
+
     /// One consumer hoards, another has just taken some more when all that was hoarded expires together. The timer does not come; the
     /// other consumer does.
     fn storm(&mut self, lane: usize) {
         let window = Window { max_messages: u32::MAX, max_bytes: u64::MAX };
-        let attachment = Attachment { window, auto_ack: false };
+        let attachment = Attachment { window, handlers: 0, auto_ack: false };
         let half = nanos(self.plan.policies[lane].ack_deadline) / 2;
         let hoarder = self.connect(lane, attachment, Manner::Silent);
         for _ in 0..self.plan.burst {
@@ -267,7 +306,7 @@ impl World {
         }
         if self.rng.bool() {
             self.lanes[lane].actors.pop();
-            let leave = pick(&mut self.rng, &[Leave::Clean, Leave::Broken]);
+            let leave = pick(&mut self.rng, &LEAVES);
             self.apply(lane, &Input::Detach(other, leave));
         }
         while self.rng.u32(0..3_000) > 0 && self.ask(lane, hoarder).is_some() {}
@@ -392,11 +431,11 @@ impl World {
             actor.manner = Manner::Absent;
         }
         let window = Window { max_messages: u32::MAX, max_bytes: u64::MAX };
-        let honest = self.connect(lane, Attachment { window, auto_ack: false }, Manner::Honest);
+        let honest = self.connect(lane, Attachment { window, handlers: 1, auto_ack: false }, Manner::Honest);
         self.take_and_ack(lane, honest);
 
         let began = self.clock;
-        let mut calls_left = 100 + 5 * self.lanes[lane].checked.model().unsettled().count();
+        let mut calls_left = 1_000 + 50 * self.lanes[lane].checked.model().unsettled().count();
         while let Some(due) = self.lanes[lane].checked.next_due() {
             self.clock = self.clock.max(due);
             assert!(self.clock - began <= ALL_IS_SETTLED_WITHIN, "the next message is due only at {due}");
@@ -415,6 +454,7 @@ impl World {
 
     fn take_and_ack(&mut self, lane: usize, consumer: ConsumerId) {
         while let Some(delivery) = self.ask(lane, consumer) {
+            self.apply(lane, &Input::Heard(consumer));
             self.apply(lane, &Input::Ack { id: delivery.id.0, attempt: Some(delivery.attempt) });
         }
     }

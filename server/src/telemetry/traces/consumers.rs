@@ -52,7 +52,7 @@ mod tests {
         let window = Window { max_messages: 1, max_bytes: 1 };
         let mut all = Vec::new();
         for number in 0..2 * REMEMBERED {
-            let consumer = core.attach(Attachment { window, auto_ack: false }, Time::ZERO);
+            let consumer = core.attach(Attachment { window, handlers: 0, auto_ack: false }, Time::ZERO);
             consumers.name(consumer, &number.to_string());
             core.detach(consumer, Leave::Clean, Time::ZERO);
             consumers.left(consumer);

@@ -86,6 +86,7 @@ impl Record {
                 let why = match reason {
                     DropReason::MaxRetries => "dropped: no retry is left",
                     DropReason::Rejected => "dropped: its consumer rejected it",
+                    DropReason::MaxInterruptions => "dropped: consumers' streams broke too often while it was handled",
                 };
                 attributes.push(KeyValue::new("error.type", reason.name()));
                 Status::error(why)
@@ -110,18 +111,18 @@ impl Record {
     }
 
     fn push(&self, push: &Push, before: Option<u32>, scope: &InstrumentationScope) -> SpanData {
-        let Attempt { number, outcome, failed, sent_at, ended_at, consumer: _ } = push.attempt;
+        let Attempt { number, outcome, sent_at, ended_at, consumer: _ } = push.attempt;
         let mut attributes = self.attributes("push");
         attributes.push(KeyValue::new("messaging.operation.type", "send"));
         if let Some(client_id) = &push.client_id {
             attributes.push(KeyValue::new("messaging.client.id", Value::from(Arc::clone(client_id))));
         }
         attributes.push(KeyValue::new("messaging.ackstream.delivery_attempt", i64::from(number)));
-        let why = match outcome {
-            Outcome::Acked => "",
-            Outcome::Nacked => "its consumer nacked it",
-            Outcome::Expired => "no ack came in time",
-            Outcome::Released => "its consumer's stream broke",
+        let (why, failed) = match outcome {
+            Outcome::Acked | Outcome::Released(_) => ("", false),
+            Outcome::Nacked => ("its consumer nacked it", true),
+            Outcome::Expired => ("no ack came in time", true),
+            Outcome::Interrupted => ("its consumer's stream broke", true),
         };
         attributes.push(KeyValue::new("messaging.ackstream.outcome", outcome.name()));
         if failed {

@@ -12,6 +12,14 @@ use crate::told::Body;
 impl World {
     pub(super) fn act(&mut self, lane: usize, actor: usize) {
         let Actor { id, manner, .. } = self.lanes[lane].actors[actor];
+        let speaks = match manner {
+            Manner::Honest | Manner::Slow => true,
+            Manner::Nacker | Manner::Extender | Manner::Careless => self.rng.bool(),
+            Manner::Silent | Manner::Absent => false,
+        };
+        if speaks {
+            self.apply(lane, &Input::Heard(id));
+        }
         match manner {
             Manner::Honest => {
                 self.ask_for_many(lane, id);
@@ -59,7 +67,7 @@ impl World {
 
     /// Any consumer, attached or not, says anything about any message, or asks, or leaves again.
     pub(super) fn meddle(&mut self, lane: usize) {
-        let Lane { actors, departed, checked } = &self.lanes[lane];
+        let Lane { actors, departed, checked, .. } = &self.lanes[lane];
         let mut strangers: Vec<_> = actors.iter().map(|actor| actor.id).collect();
         let gone = self.rng.u32(0..4) == 0 && !departed.is_empty();
         if gone || strangers.is_empty() {
@@ -96,7 +104,17 @@ impl World {
             0..3 => Input::Ack { id, attempt },
             3..5 => with_subject(self.any_nack(lane, consumer), id, attempt),
             5..7 => with_subject(self.any_extension(lane, consumer), id, attempt),
-            _ if gone => pick(&mut self.rng, &[Input::Ask(consumer), Input::Detach(consumer, Leave::Broken)]),
+            _ if gone => {
+                let until = self.clock + 1_000_000_000;
+                let inputs = [
+                    Input::Ask(consumer),
+                    Input::Detach(consumer, Leave::Broken),
+                    Input::Suspend(consumer, Leave::Broken, until),
+                    Input::Resume(consumer, self.plan.attachment(&mut self.rng), [1].into()),
+                    Input::Heard(consumer),
+                ];
+                pick(&mut self.rng, &inputs)
+            }
             _ => Input::Ack { id, attempt: None },
         };
         self.apply(lane, &input);
@@ -165,7 +183,7 @@ impl World {
                 ],
             )),
         };
-        let nack = Nack { delay, drop: self.rng.u32(0..5) == 0 };
+        let nack = Nack { delay, drop: self.rng.u32(0..5) == 0, release: self.rng.u32(0..4) == 0 };
         Input::Nack { consumer, id: 0, attempt: None, nack }
     }
 
@@ -199,8 +217,14 @@ fn with_subject(input: Input, id: u64, attempt: Option<u32>) -> Input {
         Input::Ack { .. } => Input::Ack { id, attempt },
         Input::Nack { consumer, nack, .. } => Input::Nack { consumer, id, attempt, nack },
         Input::Extend { consumer, length, .. } => Input::Extend { consumer, id, attempt, length },
-        Input::Attach(_) | Input::Detach(..) | Input::Ask(_) | Input::Drain | Input::Advance | Input::Offer { .. } => {
-            input
-        }
+        Input::Attach(_)
+        | Input::Detach(..)
+        | Input::Suspend(..)
+        | Input::Resume(..)
+        | Input::Heard(_)
+        | Input::Ask(_)
+        | Input::Drain
+        | Input::Advance
+        | Input::Offer { .. } => input,
     }
 }
