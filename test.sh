@@ -2,6 +2,7 @@
 # Every check. Prints a line for each step, goes on after a failure, and ends with 0 only where nothing failed.
 #
 #   ./test.sh            all steps
+#   ./test.sh --long     the same with larger numbers: all planted bugs, a simulated week
 #   ./test.sh --compose  everything in docker-compose.yml instead: built, brought up, broken, drained
 #   ./test.sh --list     their names
 #   ./test.sh NAME...    these steps alone, for example: ./test.sh clippy pytest
@@ -15,6 +16,7 @@ logs=$work/logs
 venv=$work/venv
 binary=${CARGO_TARGET_DIR:-$PWD/target}/release/ackstream
 python_sources="python-client"
+long= # whether numbers are large
 
 # ---- the steps, in their order
 
@@ -59,11 +61,17 @@ step_rustdoc() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --lo
 # Rules, simulation, the whole service in virtual time, telemetry, configuration, the binary, the tools that people hold against it.
 step_rust() { PATH="$work/bin:$PATH" cargo test --workspace --locked; }
 
-# Bugs, planted one at a time: the rules or the simulation catch each.
-step_planted() { "$venv/bin/python" checks/planted/plant; }
+# Bugs, planted one at a time: the rules or the simulation catch each. Twelve a day, other ones each day; all of them with --long.
+step_planted() {
+  local some=(--today)
+  [ -z "$long" ] || some=()
+  "$venv/bin/python" checks/planted/plant ${some[@]+"${some[@]}"}
+}
 
 # A day of the core's life against the model: at least 15,000 consumers that come and go, in seconds.
-step_simulate() { checks/simulate 24h; }
+step_simulate() {
+  if [ -n "$long" ]; then checks/simulate 7d; else checks/simulate 24h; fi
+}
 
 # Inputs that nobody would think of, for a quarter of a minute each; the build takes longer.
 step_fuzz() {
@@ -213,6 +221,10 @@ if [ "${1:-}" = --list ]; then
 fi
 if [ "${1:-}" = --compose ]; then
   exec "$(python)" checks/compose
+fi
+if [ "${1:-}" = --long ]; then
+  long=yes
+  shift
 fi
 [ $# -eq 0 ] || steps=("$@")
 rm -rf "$logs" && mkdir -p "$logs"

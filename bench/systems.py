@@ -115,7 +115,7 @@ LAWS = re.compile(
     r"messages: +(\d+) published = (\d+) acked \+ (\d+) dropped \+ (\d+) ready \+ (\d+) delayed \+ (\d+) outstanding"
 )
 DELIVERIES = re.compile(
-    r"deliveries: +(\d+) sent = (\d+) acked \+ (\d+) nacked \+ (\d+) expired \+ (\d+) released \+ (\d+) outstanding"
+    r"deliveries: +(\d+) sent = (\d+) acked \+ (\d+) nacked \+ (\d+) expired \+ (\d+) interrupted \+ (\d+) released \+ (\d+) outstanding"
 )
 
 
@@ -129,7 +129,9 @@ def ackstream(
     without reason, and `config` the text of a configuration file.
     """
     port, metrics_port = free_port(), free_port()
-    environment = {f"ACKSTREAM_{name.upper()}": value for name, value in keys.items()}
+    # What was measured in every version, whatever the defaults are.
+    policy = {"ack_deadline": "2s", "max_retries": "3", "min_backoff": "0s", "max_backoff": "0s"}
+    environment = {f"ACKSTREAM_{name.upper()}": value for name, value in (policy | keys).items()}
     environment["ACKSTREAM_LISTEN"] = f"127.0.0.1:{port}"
     environment["ACKSTREAM_METRICS_LISTEN"] = f"127.0.0.1:{metrics_port}" if metrics else "off"
     if traces:

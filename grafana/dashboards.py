@@ -75,15 +75,19 @@ IS_ANYTHING_LOST = Row(
     (
         Panel(
             "Unaccounted", "short",
-            "Accepted messages and deliveries that are in no place: both laws together. Must be 0. Anything else is a bug of "
-            "ackstream: keep /metrics and the log, and report it.",
-            (Query(f"(sum(abs(ackstream:messages_unaccounted{{{WHICH}}})) + sum(abs(ackstream:deliveries_unaccounted{{{WHICH}}}))) or vector(0)"),),
+            "Accepted messages and deliveries that are in no place, and drops without a fault of the message's own: all three laws. Must be 0. "
+            "Anything else is a bug of ackstream: keep /metrics and the log, and report it.",
+            (Query(
+                f"(sum(abs(ackstream:messages_unaccounted{{{WHICH}}})) + sum(abs(ackstream:deliveries_unaccounted{{{WHICH}}})) "
+                f"+ sum(ackstream:drops_unexplained{{{WHICH}}})) or vector(0)"
+            ),),
             "stat", 4, 4, steps=((None, GREEN), (1, RED)),
         ),
         Panel(
             "Dropped", "short",
             "Messages given up in the time shown. Should be 0 where nothing is poisoned (the demo poisons 0.5 %). Look at the traces of "
-            "dropped messages below; max_retries means that no attempt succeeded, rejected that a consumer said so.",
+            "dropped messages below; max_retries means that deliveries failed until no retry was left, rejected that a consumer said so, "
+            "max_interruptions that the message's consumers broke off each time.",
             (Query(f"sum(increase(ackstream_messages_dropped_total{{{WHICH}}}[$__range]))"),),
             "stat", 4, 4, decimals=0, steps=((None, GREEN), (1, ORANGE)),
         ),
@@ -98,7 +102,7 @@ IS_ANYTHING_LOST = Row(
         ),
         Panel(
             "Retry share", "percentunit",
-            "Of all deliveries, the share that was not a message's first. The demo has about 20 %. Above 25 % for long, look at the retries by "
+            "Of all deliveries, the share that came after a failure. The demo has about 20 %. Above 25 % for long, look at the retries by "
             "reason.",
             (Query(f"sum({rate('ackstream_messages_retried_total')}) / (sum({rate('ackstream_messages_sent_total')}) > 0) or vector(0)"),),
             "stat", 4, 4, decimals=1, steps=((None, GREEN), (0.25, ORANGE), (0.5, RED)),
@@ -125,8 +129,8 @@ IS_ANYTHING_LOST = Row(
         ),
         Panel(
             "Consumers", "short",
-            "Open streams that wait for a message, or whose window is full; one that is being sent to counts in neither. 0 with a backlog: no "
-            "consumer is there.",
+            "Consumers that wait for a message, whose window is full, or that do not answer; one that is being sent to counts in none. 0 with a "
+            "backlog: no consumer is there.",
             (Query(f"sum(ackstream_consumers{{{WHICH}}})"),),
             "stat", 6, 4, steps=((None, RED), (1, GREEN)),
         ),
@@ -154,8 +158,8 @@ BAD_DAYS = Row(
             """\
 | | retry storm | poison message | slow consumer | lost consumer |
 | --- | --- | --- | --- | --- |
-| **first seen in** | *Amplification* and *Retries by attempt*: up on **all** attempts | *Retries by attempt*: **flat**, as many of 2 as of 4 | *Ack latency*: p50 **at the deadline** | *Consumers*: fewer, then none |
-| **outcomes** | nacked or expired, nearly all | a few nacked, all else acked | **expired** | a burst of **released** |
+| **first seen in** | *Amplification* and *Retries by number*: up on **all** numbers | *Retries by number*: **flat**, as many of 1 as of 3 | *Ack latency*: p50 **at the deadline** | *Consumers*: fewer, then none |
+| **outcomes** | nacked or expired, nearly all | a few nacked, all else acked | **expired** | a burst of **interrupted** |
 | **backlog** | grows, delayed above all | small, steady; *Oldest unacked* saws up and down | outstanding up, *Consumers*: **full** | ready grows, nothing is sent |
 | **also** | *Late and ignored acks* up | *Dropped* rises steadily | *Late and ignored acks* up | *Acked* at 0 |
 | **do** | mend what all consumers need; lower the rate | read the trace of a dropped message; mend or reject it | raise the ack deadline, extend, or add consumers | start consumers; nothing is lost meanwhile |
@@ -183,26 +187,26 @@ RETRY_BEHAVIOUR = Row(
         ),
         Panel(
             "Delivery outcomes", "ops",
-            "How deliveries ended. Nacked: consumers fail. Expired: they hang, or need longer than the ack deadline. Released: their streams "
-            "broke, or they left.",
+            "How deliveries ended. Nacked: consumers fail. Expired: they hang, or need longer than the ack deadline. Interrupted: their streams "
+            "broke. Released: they went back at no cost.",
             (Query(f"sum by (outcome) ({rate('ackstream_deliveries_ended_total')})", "{{outcome}}"),),
             width=12, height=8, stacked=True,
         ),
         Panel(
-            "Retries by attempt", "ops",
-            "Falling steps (2 above 3 above 4) are chance failures, which retries mend. Equal steps are poison: the same messages fail every time.",
-            (Query(f"sum by (delivery_attempt) ({rate('ackstream_messages_retried_total')})", "attempt {{delivery_attempt}}"),),
+            "Retries by number", "ops",
+            "Falling steps (1 above 2 above 3) are chance failures, which retries mend. Equal steps are poison: the same messages fail every time.",
+            (Query(f"sum by (retry) ({rate('ackstream_messages_retried_total')})", "retry {{retry}}"),),
             stacked=True,
         ),
         Panel(
             "Retries by reason", "ops",
-            "How the attempt before ended: expired = no ack in time, nacked = the consumer failed, released = the consumer left.",
+            "How the failed delivery before ended: expired = no ack in time, nacked = the consumer failed.",
             (Query(f"sum by (reason) ({rate('ackstream_messages_retried_total')})", "{{reason}}"),),
             stacked=True,
         ),
         Panel(
             "Amplification", "none",
-            "Deliveries for each message's first: 1 = no retry at all, 4 = every message uses three retries. It is the load that failing "
+            "Deliveries for each that was no retry: 1 = no retry at all, 4 = every message uses three retries. It is the load that failing "
             "consumers add to themselves.",
             (Query(
                 f"sum({rate('ackstream_messages_sent_total')}) / (sum({rate('ackstream_messages_sent_total')}) - "
@@ -280,7 +284,8 @@ BACKLOG = Row(
         ),
         Panel(
             "Consumers by state", "short",
-            "Waiting: nothing to deliver to them. Full: they hold as many unacked messages as they allow; all full = consumers are the bottleneck.",
+            "Waiting: nothing to deliver to them. Full: they hold as many unacked messages as they allow; all full = consumers are the bottleneck. "
+            "Unresponsive: they let a delivery expire and have said nothing since; others go first.",
             (Query(f"sum by (state) (ackstream_consumers{{{WHICH}}})", "{{state}}"),),
             stacked=True,
         ),

@@ -25,13 +25,18 @@ SERIES: dict[str, tuple[str, Labels]] = {
     "dropped": ("ackstream_messages_dropped_total", {**SUBSCRIPTION, "reason": "max_retries"}),
     "sent": ("ackstream_messages_sent_total", SUBSCRIPTION),
     "ended": ("ackstream_deliveries_ended_total", {**SUBSCRIPTION, "outcome": "acked"}),
-    "retried": ("ackstream_messages_retried_total", {**SUBSCRIPTION, "delivery_attempt": "2", "reason": "expired"}),
+    "expired": ("ackstream_deliveries_ended_total", {**SUBSCRIPTION, "outcome": "expired"}),
+    "interrupted": ("ackstream_deliveries_ended_total", {**SUBSCRIPTION, "outcome": "interrupted"}),
+    "exploded": ("ackstream_messages_dropped_total", {**SUBSCRIPTION, "reason": "max_interruptions"}),
+    "retried": ("ackstream_messages_retried_total", {**SUBSCRIPTION, "retry": "1", "reason": "expired"}),
     "ready": ("ackstream_messages", {**SUBSCRIPTION, "state": "ready"}),
     "delayed": ("ackstream_messages", {**SUBSCRIPTION, "state": "delayed"}),
     "outstanding": ("ackstream_messages", {**SUBSCRIPTION, "state": "outstanding"}),
     "oldest": ("ackstream_oldest_unacked_timestamp_seconds", SUBSCRIPTION),
     "waiting": ("ackstream_consumers", {**SUBSCRIPTION, "state": "waiting"}),
     "full": ("ackstream_consumers", {**SUBSCRIPTION, "state": "full"}),
+    "unresponsive": ("ackstream_consumers", {**SUBSCRIPTION, "state": "unresponsive"}),
+    "max_interruptions": ("ackstream_config_max_interruptions", SUBSCRIPTION),
     "max_retries": ("ackstream_config_max_retries", SUBSCRIPTION),
     "ack_deadline": ("ackstream_config_ack_deadline_seconds", SUBSCRIPTION),
     "refused": ("ackstream_dead_letters_total", {**SUBSCRIPTION, "outcome": "refused"}),
@@ -48,6 +53,7 @@ HEALTHY = dict.fromkeys(SERIES, STILL) | {
     "ended": FLOW,
     "waiting": "1x120",
     "max_retries": "3x120",
+    "max_interruptions": "3x120",
     "ack_deadline": "2x120",
     "up": "1x120",
 }
@@ -60,6 +66,8 @@ ALERTS: dict[str, Labels] = {
     "AckstreamDown": {**SERVER, "severity": "page"},
     "AckstreamDrops": {**SUBSCRIPTION, "severity": "ticket", "reason": "max_retries"},
     "AckstreamRetryStorm": {**SUBSCRIPTION, "severity": "ticket"},
+    "AckstreamInterruptions": {**SUBSCRIPTION, "severity": "ticket"},
+    "AckstreamUnresponsive": {**SUBSCRIPTION, "severity": "ticket"},
     "AckstreamFallingBehind": {**SUBSCRIPTION, "severity": "ticket"},
     "AckstreamDeadLetterTopicFull": {**SUBSCRIPTION, "severity": "ticket"},
 }
@@ -118,8 +126,30 @@ SCENARIOS: dict[str, tuple[dict[str, str], dict[str, range]]] = {
     ),
     "a server that cannot be scraped pages after 2 minutes": ({"up": "1x20 0x100"}, {"AckstreamDown": range(8, 30)}),
     "a drop is a ticket for as long as it is recent": (
-        {"acked": FIVE_MINUTES + "6299+300x100", "dropped": "0x20 1x100"},
+        {
+            "acked": FIVE_MINUTES + "6299+300x100",
+            "dropped": "0x20 1x100",
+            "ended": FIVE_MINUTES + "6296+300x100",
+            "expired": "0x20 4x100",
+        },
         {"AckstreamDrops": range(5, 10)},
+    ),
+    "a drop without failures of its own pages after a minute": (
+        {
+            "acked": FIVE_MINUTES + "6299+300x100",
+            "dropped": "0x20 1x100",
+            "ended": FIVE_MINUTES + "6297+300x100",
+            "expired": "0x20 3x100",
+        },
+        {"AckstreamDrops": range(5, 10), "AckstreamUnaccounted": range(7, 30)},
+    ),
+    "consumers that break off again and again are a ticket after 10 minutes": (
+        {"sent": FIVE_MINUTES + "6301+301x100", "interrupted": "0x20 1+1x100"},
+        {"AckstreamInterruptions": range(16, 30)},
+    ),
+    "a consumer that says nothing is a ticket after 5 minutes": (
+        {"unresponsive": "0x20 1x100"},
+        {"AckstreamUnresponsive": range(11, 30)},
     ),
     "a retry storm is a ticket after 10 minutes": (
         {
@@ -165,7 +195,8 @@ SCENARIOS: dict[str, tuple[dict[str, str], dict[str, range]]] = {
             "acked": "0+298x120",
             "dropped": "0+2x120",
             "sent": "30+370x120",
-            "ended": "0+370x120",
+            "ended": "0+292x120",
+            "expired": "0+78x120",
             "retried": "0+70x120",
             "outstanding": "30x120",
             "delayed": "10x120",
@@ -182,6 +213,7 @@ MAY_FIRE = {
     "AckstreamDrops": range(10, 12),
 }
 MAY_FIRE |= {"AckstreamDeadLetterTopicFull": range(5, 8)}
+MAY_FIRE |= {"AckstreamInterruptions": range(14, 16), "AckstreamUnresponsive": range(9, 11)}
 MAY_FIRE |= {"AckstreamFallingBehind": range(10, 12), "AckstreamRetryStorm": range(15, 17)}
 MAY_FIRE |= {"AckstreamUnaccounted": range(6, 7), "AckstreamBacklogFull": range(7, 8), "AckstreamDown": range(7, 8)}
 

@@ -21,7 +21,16 @@ from ackstream._client import Client, connect
 from ackstream._consumer import Consumer, Handler
 from ackstream._credentials import Tls, Token, read_token
 from ackstream._delivery import Delivery
-from ackstream._errors import AckstreamError, PublishRefused, Reject, ServerUnreachable, StreamEnded, StreamRefused
+from ackstream._errors import (
+    AckstreamError,
+    Misused,
+    PublishRefused,
+    Reject,
+    ServerUnreachable,
+    StreamEnded,
+    StreamRefused,
+    UnsupportedByServer,
+)
 from ackstream._events import AnswersDiscarded, StreamEvent, StreamLost, StreamOpened
 from ackstream._publications import Message
 
@@ -33,6 +42,7 @@ __all__ = [
     "Delivery",
     "Handler",
     "Message",
+    "Misused",
     "PublishRefused",
     "Reject",
     "ServerUnreachable",
@@ -43,6 +53,7 @@ __all__ = [
     "StreamRefused",
     "Tls",
     "Token",
+    "UnsupportedByServer",
     "connect",
     "read_token",
 ]

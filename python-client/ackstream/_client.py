@@ -3,16 +3,19 @@
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
 from opentelemetry.trace import TracerProvider
 
-from ackstream._consumer import Consumer
+from ackstream._arguments import check_name, check_target
+from ackstream._consumer import Consumer, Life
 from ackstream._credentials import Tls, Token
-from ackstream._errors import StreamEnded
+from ackstream._errors import Misused, StreamEnded
 from ackstream._events import OnEvent
+from ackstream._link import LEAVE_TIMEOUT
 from ackstream._proto import ackstream_pb2 as pb
 from ackstream._publications import Message
 from ackstream._publisher import MAX_UNANSWERED, Publisher
@@ -46,7 +49,7 @@ def connect(
     has a stream on a connection of its own.
 
     Args:
-        target: Host and port, for example "localhost:50051". No HTTP proxy is used.
+        target: Host and port, for example "localhost:50051" or "[::1]:50051". No HTTP proxy is used.
         client_id: How the client calls itself in the server's logs; at most 256 bytes. Default: host name and process
             id.
         connect_timeout: Seconds without a server after which `ServerUnreachable` is raised, at the start and again
@@ -65,7 +68,7 @@ def connect(
     if connect_timeout is not None and not connect_timeout >= 0:
         raise ValueError(f"connect_timeout is {connect_timeout!r}: it must be 0 or more seconds, or None")
     name = client_id if client_id is not None else f"{socket.gethostname()}-{os.getpid()}"
-    transport = GrpcTransport(target, tls=tls, token=token)
+    transport = GrpcTransport(check_target(target), tls=tls, token=token)
     return Client(transport, client_id=name, connect_timeout=connect_timeout, tracer_provider=tracer_provider)
 
 
@@ -88,7 +91,8 @@ class Client:
         self._client_id = client_id
         self._tracer_provider = tracer_provider
         self._connect_timeout = connect_timeout
-        self._consumers: list[Consumer] = []
+        self._lives: list[Life] = []
+        self._owner: tuple[asyncio.AbstractEventLoop, int, int] | None = None
         self._publishers: dict[str, Publisher] = {}
         self._closed = False
 
@@ -152,6 +156,7 @@ class Client:
         topic: str,
         subscription: str,
         *,
+        concurrency: int = 1,
         max_outstanding_messages: int = 1_000,
         max_outstanding_bytes: int = 64 * 1024 * 1024,
         max_batch_messages: int = DEFAULT_MAX_BATCH_MESSAGES,
@@ -163,12 +168,16 @@ class Client:
         Args:
             topic: The topic of the subscription.
             subscription: Its consumers share its messages.
-            max_outstanding_messages: At most so many messages are held by this consumer at any time, from 1.
+            concurrency: How many deliveries `async for` handles at the same time, from 1; it is only announced to the
+                server, which then knows what may have been begun. `run` has its own.
+            max_outstanding_messages: At most so many messages are held by this consumer at any time, from 1. It asks
+                for fewer as long as its handlers are slow.
             max_outstanding_bytes: At most so many bytes of payload and attributes, from 1; a larger message comes
                 alone.
             max_batch_messages: Up to so many deliveries come in one frame, from 1. It costs no latency: the server
                 batches what is ready.
-            max_extension: Seconds for which a delivery is extended, from 0 (never) to 3,600 (the server's bound).
+            max_extension: Seconds for which a delivery is extended from when the application got it, from 0 (never) to
+                3,600 (the server's bound).
             on_event: Called with what happens to the stream: a `StreamOpened`, `StreamLost` or `AnswersDiscarded`. It
                 runs in the event loop and should return at once; what it raises is logged.
         """
@@ -182,8 +191,8 @@ class Client:
             if not 1 <= value <= most:
                 raise ValueError(f"{name} is {value!r}: it must be from 1 to {most:,}")
         open_frame = pb.Open(
-            topic=topic,
-            subscription=subscription,
+            topic=check_name("topic", topic),
+            subscription=check_name("subscription", subscription),
             client_id=self._client_id,
             max_outstanding_messages=max_outstanding_messages,
             max_outstanding_bytes=max_outstanding_bytes,
@@ -192,27 +201,31 @@ class Client:
         consumer = Consumer(
             self._transport,
             open_frame,
+            concurrency=concurrency,
             max_extension=max_extension,
             connect_timeout=self._connect_timeout,
             on_event=on_event,
             spans=ConsumerSpans(self._tracer_provider, self._client_id),
         )
-        self._consumers = [other for other in self._consumers if not other.ended] + [consumer]
+        self._lives = [life for life in self._lives if not life.ended] + [consumer._life]
         return consumer
 
     async def __aenter__(self) -> Self:
         self._check_open()
+        self._check_owner()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed = True
-        leaving = [consumer.stop(grace=0) for consumer in self._consumers if not consumer.ended]
+        leaving = [asyncio.shield(life.stop(0, LEAVE_TIMEOUT)) for life in self._lives if not life.ended]
         await asyncio.gather(*leaving, *(publisher.close() for publisher in self._publishers.values()))
 
     def _publisher(self, topic: str) -> Publisher:
         self._check_open()
+        self._check_owner()
+        check_name("topic", topic)
         if topic not in self._publishers:
             self._publishers[topic] = Publisher(
                 self._transport,
@@ -222,6 +235,17 @@ class Client:
                 spans=PublisherSpans(self._tracer_provider, topic, self._client_id),
             )
         return self._publishers[topic]
+
+    def _check_owner(self) -> None:
+        """Looks whether the client is where it began: in its event loop, thread and process."""
+        here = asyncio.get_running_loop(), threading.get_ident(), os.getpid()
+        self._owner = self._owner or here
+        if here[2] != self._owner[2]:
+            raise Misused("the client belongs to the process that this one was forked from: connect anew here")
+        if here != self._owner:
+            raise Misused(
+                "the client belongs to another event loop: connect once in each `asyncio.run`, or each thread"
+            )
 
     def _check_open(self) -> None:
         if self._closed:

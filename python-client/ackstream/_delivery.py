@@ -23,14 +23,17 @@ MAX_NACK_DELAY = 24 * 3600.0
 MAX_EXTENSION = 3600.0
 """Seconds after its hand-over beyond which no delivery can be extended (wire contract, `Extend.ack_deadline`)."""
 
+REVIEW_AFTER = 1 / 3
+"""Share of the ack deadline after which a delivery is extended: who is blocked for half of it comes in time."""
+
 _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Delivery:
     """One handing-over of one message to this consumer.
 
-    It is answered once, by `ack`, `nack` or `leave`; what follows is ignored. Until then the consumer extends it by
-    itself, for `max_extension` seconds. All methods return at once, may be called from any thread, and never raise for
+    It is answered once, by `ack`, `nack`, `release` or `leave`; what follows is ignored. Until then the consumer extends
+    it by itself, for `max_extension` seconds. All methods return at once, may be called from any thread, and never raise for
     what the server may make of them: an answer that comes too late is counted there and ignored.
 
     As a context manager it is acked when the block ends, nacked when it raises (the exception goes on), dropped when it
@@ -39,19 +42,26 @@ class Delivery:
 
     Attributes:
         id: The message's id: unique and rising within an epoch, the same in every subscription.
-        attempt: The number of this delivery of the message, from 1.
+        attempt: The number of this delivery of the message, from 1. It only numbers deliveries: not each one before
+            was a failure.
+        failures: How many deliveries of the message have failed before.
+        interruptions: How many deliveries of the message were interrupted before: their consumer's connection broke
+            while it may have handled them.
         payload: The content.
         attributes: Names and values of the publisher's choice.
     """
 
     __slots__ = (
-        "_answered", "_expires_at", "_handed", "_holdings", "_nanos", "_processing", "_received_at", "_review_at",
-        "_seconds", "_stream", "_token", "_trace_context", "attempt", "attributes", "id", "payload",
+        "__weakref__", "_answered", "_expires_at", "_handed", "_handed_at", "_holdings", "_lapsed", "_nanos",
+        "_processing", "_received_at", "_review_at", "_seconds", "_stream", "_token", "_trace_context", "attempt",
+        "attributes", "failures", "id", "interruptions", "payload",
     )  # fmt: skip
 
     def __init__(self, message: pb.DataMessage, stream: StreamOpened, holdings: "Holdings", now: float) -> None:
         self.id = message.id
         self.attempt = message.delivery_attempt
+        self.failures = message.failures
+        self.interruptions = message.interruptions
         self.payload = message.payload
         # Copying an empty map costs 1 us, six times as much as asking whether it is one (protobuf 6.33).
         self.attributes: dict[str, str] = dict(message.attributes) if message.attributes else {}
@@ -63,9 +73,12 @@ class Delivery:
         # Event loop time, seconds. The server's deadline runs from the hand-over, a little earlier than `now`.
         self._received_at = now
         self._expires_at = now + stream.ack_deadline
-        self._review_at = now + stream.ack_deadline / 2
+        self._review_at = now + stream.ack_deadline * REVIEW_AFTER
         self._handed = False
+        self._handed_at = 0.0
         self._answered = False
+        # It waited in the queue for so long that it is not this consumer's any more.
+        self._lapsed = False
         # Set where somebody listens to spans: on arrival, when it is handed over, in an `async with` block.
         self._trace_context = ""
         self._processing: Processing | None = None
@@ -85,6 +98,12 @@ class Delivery:
     def subscription(self) -> str:
         """The subscription that delivered it."""
         return self._stream.subscription
+
+    @property
+    def retries_left(self) -> int | None:
+        """How many more deliveries of the message may fail after this one; None = unlimited."""
+        most = self._stream.max_retries
+        return None if most is None else max(most - self.failures, 0)
 
     @property
     def epoch(self) -> int:
@@ -113,6 +132,14 @@ class Delivery:
         if delay is not None and not delay >= 0:
             raise ValueError(f"delay is {delay!r}: it must be 0 or more seconds")
         self._holdings.nack(self, None if delay is None else min(delay, MAX_NACK_DELAY), drop)
+
+    def release(self) -> None:
+        """Gives the delivery back at no cost: others get the message at once, this consumer after one ack deadline.
+
+        Raises:
+            UnsupportedByServer: The server is of a version that takes nothing back at no cost.
+        """
+        self._holdings.release(self)
 
     def extend(self, seconds: float | None = None) -> None:
         """Moves the ack deadline to `seconds` from now; the consumer's own extensions never shorten that.
@@ -159,10 +186,12 @@ class Delivery:
             f"<Delivery {self.topic}/{self.subscription} id={self.id} attempt={self.attempt} {len(self.payload)} bytes>"
         )
 
-    def _renew(self, message: pb.DataMessage, stream: StreamOpened, now: float) -> None:
-        """Becomes a later attempt of the same message, while nobody has seen this one."""
+    def _adopt(self, message: pb.DataMessage, stream: StreamOpened, now: float) -> None:
+        """Becomes a later attempt of the same message, which the application handles already."""
         self.attempt = message.delivery_attempt
+        self.failures = message.failures
+        self.interruptions = message.interruptions
         self._stream = stream
         self._received_at = now
         self._expires_at = now + stream.ack_deadline
-        self._review_at = now + stream.ack_deadline / 2
+        self._review_at = now + stream.ack_deadline * REVIEW_AFTER

@@ -5,7 +5,9 @@ AckstreamError
 ├── StreamRefused       the server says that this client is wrong: unknown topic, ...     a retry does not help
 ├── StreamEnded         the server has finished, or this client was closed, before a      a retry helps where a
 │                       publish had its answer: it may be stored                          server is left
-└── PublishRefused      the server did not take one publish: nothing of it is stored      `retryable` says
+├── PublishRefused      the server did not take one publish: nothing of it is stored      `retryable` says
+├── UnsupportedByServer the server is of a version that cannot do it: nothing was sent    a retry does not help
+└── Misused             the client belongs to another event loop or process               a retry does not help
 
 Reject                  no error: raised by a handler to give its message up
 """
@@ -14,7 +16,16 @@ from collections.abc import Mapping
 
 import grpc
 
-__all__ = ["AckstreamError", "PublishRefused", "Reject", "ServerUnreachable", "StreamEnded", "StreamRefused"]
+__all__ = [
+    "AckstreamError",
+    "Misused",
+    "PublishRefused",
+    "Reject",
+    "ServerUnreachable",
+    "StreamEnded",
+    "StreamRefused",
+    "UnsupportedByServer",
+]
 
 
 class AckstreamError(Exception):
@@ -78,6 +89,22 @@ class PublishRefused(AckstreamError):
         self.retryable = code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
         self.position = 0
         self.accepted: Mapping[int, int] = {}
+
+
+class UnsupportedByServer(AckstreamError):
+    """The server does not say that it can do this: nothing was sent.
+
+    Attributes:
+        feature: What it cannot do.
+    """
+
+    def __init__(self, feature: str, target: str) -> None:
+        super().__init__(f"the server at {target} cannot {feature}: it is of an older version; update it first")
+        self.feature = feature
+
+
+class Misused(AckstreamError, RuntimeError):
+    """A client is used from another event loop, thread or process than the one that it began in."""
 
 
 class Reject(Exception):

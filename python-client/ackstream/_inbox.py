@@ -33,12 +33,17 @@ class Inbox:
         self._queue.clear()
         self._wake(len(self._takers))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be taken."""
+        return not self._queue
+
     async def take(self) -> Delivery | None:
-        """Returns the next delivery that is not answered already, or None once the inbox is closed."""
+        """Returns the next delivery that is still to be handled, or None once the inbox is closed."""
         while not self._closed:
             while self._queue:
                 delivery = self._queue.popleft()
-                if not delivery._answered:
+                if not (delivery._answered or delivery._lapsed):
                     return delivery
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)

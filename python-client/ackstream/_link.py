@@ -9,6 +9,7 @@ publisher's (`_publications`).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -53,6 +54,12 @@ class Side(Protocol):
     def frames(self, now: float) -> list[pb.StreamMessage]:
         """Returns what to write. Called again only when everything that it returned before has been written."""
 
+    def written(self, now: float) -> None:
+        """Learns that everything that `frames` returned has been written."""
+
+    def needs_another_stream(self) -> bool:
+        """Whether the stream that has just opened should be left for one that asks for more."""
+
     def due(self) -> float | None:
         """Returns when `frames` must be called without being woken."""
 
@@ -81,11 +88,31 @@ class Link:
         self._work = asyncio.Event()
         self._open = False
         self._finishing = False
+        self._reopening = False
+        self._left_for_another = False
+        # Set while the writer has nothing to do.
+        self._idle = asyncio.Event()
         self.task = self._loop.create_task(self._run())
 
     def wake(self) -> None:
         """Says that the side has frames to write."""
+        self._idle.clear()
         self._work.set()
+
+    def reopen(self) -> None:
+        """Leaves the stream for another one with another first frame. What is to be written goes first."""
+        self._reopening = True
+        self.wake()
+
+    async def catch_up(self, timeout: float) -> None:  # noqa: ASYNC109 - a bound for the server
+        """Lets all that is due be written, where the event loop had no turn for a while."""
+        if not self._open:
+            await asyncio.sleep(0)
+            return
+        self.wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
 
     async def leave(self, timeout: float = LEAVE_TIMEOUT) -> None:  # noqa: ASYNC109 - a bound for the server
         """Writes what is left, half-closes, and waits at most `timeout` seconds for the server to end the stream."""
@@ -100,42 +127,70 @@ class Link:
     async def _run(self) -> None:
         had_server_at = self._loop.time()
         while True:
-            opened_at: float | None = None
-            try:
-                stream = await self._transport.open()
-                try:
-                    await self._shake_hands(stream)
-                    opened_at = self._loop.time()
-                    await self._converse(stream)
-                finally:
-                    await stream.close()
-            except StreamBroken as error:
-                broken = error
-            else:
+            opened_at, broken = await self._live_through_a_stream()
+            if broken is None and self._left_for_another:
+                self._left_for_another = False
+                continue
+            if broken is None:
                 return
-
             if broken.code in CLIENT_ERRORS:
                 raise StreamRefused(broken.code, broken.sentence)
             now = self._loop.time()
             if opened_at is not None:
                 self._side.lost()
                 had_server_at = now
+                if self._reopening and not self._finishing:
+                    self._reopening = False
+                    continue
                 # A server that accepts streams and breaks them at once is not hammered.
                 if now - opened_at >= LAST_CAP:
                     self._backoff.reset()
             if self._finishing:
                 return
-            wait = self._backoff.next()
-            if self._connect_timeout is not None:
-                left = had_server_at + self._connect_timeout - now
-                if left <= 0:
-                    raise ServerUnreachable(
-                        f"gave up on {self._transport.target} after {self._connect_timeout:g} s; "
-                        f"the last attempt ended with {broken}"
-                    )
-                wait = min(wait, left)
-            self._on_lost(broken, wait)
-            await asyncio.sleep(wait)
+            await self._wait_for_a_server(broken, had_server_at, now)
+
+    async def _live_through_a_stream(self) -> tuple[float | None, StreamBroken | None]:
+        """Returns when the stream has opened, if it has, and what broke it; None where the server ended it with OK."""
+        opened_at: float | None = None
+        try:
+            stream = await self._transport.open()
+            try:
+                await self._shake_hands(stream)
+                opened_at = self._loop.time()
+                self._left_for_another = self._side.needs_another_stream()
+                if self._left_for_another:
+                    await self._leave_at_once(stream)
+                else:
+                    await self._converse(stream)
+            finally:
+                await stream.close()
+        except StreamBroken as error:
+            self._left_for_another = False
+            return opened_at, error
+        return opened_at, None
+
+    async def _wait_for_a_server(self, broken: StreamBroken, had_server_at: float, now: float) -> None:
+        wait = self._backoff.next()
+        if self._connect_timeout is not None:
+            left = had_server_at + self._connect_timeout - now
+            if left <= 0:
+                raise ServerUnreachable(
+                    f"gave up on {self._transport.target} after {self._connect_timeout:g} s; "
+                    f"the last attempt ended with {broken}"
+                )
+            wait = min(wait, left)
+        self._on_lost(broken, wait)
+        await asyncio.sleep(wait)
+
+    async def _leave_at_once(self, stream: Stream) -> None:
+        """Leaves a stream on which nothing was said."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await stream.half_close()
+                while await stream.read() is not None:
+                    pass  # a delivery that crosses the half-close is released
+        except TimeoutError:
+            raise StreamBroken(grpc.StatusCode.UNAVAILABLE, f"no end within {OPEN_TIMEOUT:g} s") from None
 
     async def _shake_hands(self, stream: Stream) -> None:
         try:
@@ -172,13 +227,18 @@ class Link:
                 self._work.clear()
                 for frame in self._side.frames(self._loop.time()):
                     await stream.write(frame)
+                self._side.written(self._loop.time())
                 if self._work.is_set():
                     continue
+                if self._reopening and not self._finishing:
+                    await stream.close()
+                    return
                 if self._finishing:
                     await stream.half_close()
                     return
                 due = self._side.due()
                 timer = self._loop.call_at(due, self._work.set) if due is not None else None
+                self._idle.set()
                 try:
                     await self._work.wait()
                 finally:

@@ -156,6 +156,12 @@ class Publications:
             frames.append(pb.StreamMessage(data_batch=pb.DataBatch(messages=batch)))
         return frames
 
+    def written(self, now: float) -> None:
+        pass
+
+    def needs_another_stream(self) -> bool:
+        return False
+
     def due(self) -> float | None:
         return None
 

@@ -1,6 +1,7 @@
 """A server without a network: it is the transport of the clients under test, and the test says what it does."""
 
 import asyncio
+import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -57,10 +58,20 @@ class FakeStream:
 
     # What the server does
 
-    def accept(self, *, epoch: int = 1, ack_deadline: float = ACK_DEADLINE, max_message_bytes: int = 1 << 20) -> None:
+    def accept(
+        self,
+        *,
+        epoch: int = 1,
+        ack_deadline: float = ACK_DEADLINE,
+        max_message_bytes: int = 1 << 20,
+        features: Iterable[pb.Feature] = (pb.FEATURE_SESSIONS, pb.FEATURE_RELEASE),
+        resumes: bool = True,
+    ) -> None:
+        """The server's answer to `open`. A session that is asked for is resumed, or another one begins."""
         deadline = Duration()
         deadline.FromMicroseconds(round(ack_deadline * 1e6))
         asked = self.sent[0][1].open
+        session = (asked.resume.session if resumes else b"") or os.urandom(16)
         self.send(
             pb.StreamMessage(
                 opened=pb.Opened(
@@ -71,12 +82,14 @@ class FakeStream:
                     max_retries=3,
                     max_message_bytes=max_message_bytes,
                     server_version="0.1.0",
+                    features=features,
+                    session=session if pb.FEATURE_SESSIONS in features and asked.HasField("resume") else b"",
                 )
             )
         )
 
-    def deliver(self, *ids: int, attempt: int = 1, trace_context: str = "") -> None:
-        messages = [delivery(message_id, attempt, trace_context) for message_id in ids]
+    def deliver(self, *ids: int, attempt: int = 1, trace_context: str = "", failures: int = 0) -> None:
+        messages = [delivery(message_id, attempt, trace_context, failures) for message_id in ids]
         if len(messages) == 1:
             self.send(pb.StreamMessage(data=messages[0]))
         else:
@@ -102,6 +115,14 @@ class FakeStream:
     @property
     def nacks(self) -> list[pb.Nack]:
         return [frame.nack for _, frame in self.sent if frame.HasField("nack")]
+
+    @property
+    def released(self) -> list[int]:
+        return [nack.ack_id for nack in self.nacks if nack.release]
+
+    @property
+    def resumed(self) -> pb.Resume:
+        return self.sent[0][1].open.resume
 
     @property
     def extensions(self) -> list[tuple[float, list[int]]]:
@@ -157,7 +178,7 @@ class FakeServer:
             await asyncio.sleep(0.001)
 
 
-def delivery(message_id: int, attempt: int = 1, trace_context: str = "") -> pb.DataMessage:
+def delivery(message_id: int, attempt: int = 1, trace_context: str = "", failures: int = 0) -> pb.DataMessage:
     accepted = Timestamp()
     accepted.FromDatetime(ACCEPTED_AT)
     return pb.DataMessage(
@@ -166,6 +187,7 @@ def delivery(message_id: int, attempt: int = 1, trace_context: str = "") -> pb.D
         payload=f"Message {message_id}".encode(),
         requires_ack=True,
         delivery_attempt=attempt,
+        failures=failures,
         attributes={"kind": "test"},
         trace_context=trace_context,
     )

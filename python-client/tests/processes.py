@@ -84,10 +84,21 @@ async def running(*command: str, **environment: str) -> AsyncIterator[Process]:
         await process.kill()
 
 
+SHORT = {
+    "ACKSTREAM_ACK_DEADLINE": "2s",
+    "ACKSTREAM_MAX_RETRIES": "3",
+    "ACKSTREAM_MIN_BACKOFF": "0s",
+    "ACKSTREAM_MAX_BACKOFF": "0s",
+}
+"""What most tests are about: a short story. Flags go before it."""
+
+
 @asynccontextmanager
 async def server(*arguments: str, listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Process, str]]:
     """Starts the binary; gives it with its address."""
-    async with running(BINARY, *arguments, "--listen", listen, "--metrics-listen", "127.0.0.1:0") as process:
+    addresses = ("--listen", listen, "--metrics-listen", "127.0.0.1:0")
+    policy = {} if "--config" in arguments else SHORT
+    async with running(BINARY, *arguments, *addresses, **policy) as process:
         address = await process.line(r"^\[RUST SERVER\] Starting gRPC server on (\S+)$")
         yield process, address[1]
 

@@ -26,7 +26,7 @@ class Running:
 @asynccontextmanager
 async def running(server: FakeServer, handler: ackstream.Handler, concurrency: int = 1) -> AsyncIterator[Running]:
     async with server.client() as client:
-        consumer = client.consume("demo", "demo")
+        consumer = client.consume("demo", "demo", max_outstanding_messages=2 * concurrency)  # it has no room to grow
         task = asyncio.create_task(consumer.run(handler, concurrency=concurrency))
         stream = await server.next_stream()
         stream.accept()
@@ -48,13 +48,21 @@ async def test_the_next_delivery_can_be_asked_for_at_once(server: FakeServer) ->
 
 async def test_the_first_frame_asks_for_the_subscription_a_window_and_batches(server: FakeServer) -> None:
     async with server.client() as client:
-        aiter(
-            client.consume("news", "readers", max_outstanding_messages=7, max_outstanding_bytes=8, max_batch_messages=9)
+        _kept = aiter(
+            client.consume(
+                "news",
+                "readers",
+                concurrency=4,
+                max_outstanding_messages=7,
+                max_outstanding_bytes=8,
+                max_batch_messages=9,
+            )
         )
         stream = await server.next_stream()
     asked = stream.sent[0][1].open
     assert (asked.topic, asked.subscription, asked.client_id) == ("news", "readers", "test")
     assert (asked.max_outstanding_messages, asked.max_outstanding_bytes, asked.max_batch_messages) == (7, 8, 9)
+    assert (asked.max_concurrent_handlers, asked.HasField("resume"), asked.resume.session) == (4, True, b"")
 
 
 async def test_a_delivery_carries_what_was_published(server: FakeServer) -> None:
@@ -77,7 +85,7 @@ async def test_a_handler_that_returns_acks_in_one_frame_for_the_whole_batch(serv
     async def handle(_: ackstream.Delivery) -> None:
         pass
 
-    async with running(server, handle) as it:
+    async with running(server, handle, concurrency=3) as it:
         it.stream.deliver(1, 2, 3)
         await everything_that_needs_no_time()
         acks = [frame.ack_batch for _, frame in it.stream.sent if frame.HasField("ack_batch")]
@@ -319,7 +327,7 @@ async def test_cancelling_run_cancels_its_handlers_and_still_leaves_cleanly(serv
 async def test_async_for_gives_one_at_a_time_and_async_with_answers_it(server: FakeServer) -> None:
     seen: list[int] = []
     async with server.client() as client:
-        consumer = client.consume("demo", "demo")
+        consumer = client.consume("demo", "demo", max_outstanding_messages=2)
         aiter(consumer)
         stream = await server.next_stream()
         stream.accept()
@@ -399,22 +407,6 @@ async def test_stop_waits_for_no_delivery_whose_deadline_has_passed(server: Fake
         assert loop.time() - began < 0.1
 
 
-async def test_stop_waits_for_no_attempt_that_a_later_one_has_superseded(server: FakeServer) -> None:
-    loop = asyncio.get_running_loop()
-    async with server.client() as client:
-        consumer = client.consume("demo", "demo")
-        aiter(consumer)
-        stream = await server.next_stream()
-        stream.accept()
-        stream.deliver(1)
-        await anext(consumer)
-        stream.deliver(1, attempt=2)
-        (await anext(consumer)).ack()
-        began = loop.time()
-        await consumer.stop(grace=5)
-        assert loop.time() - began < 0.1
-
-
 async def test_what_is_answered_while_the_last_frames_are_written_leaves_too(server: FakeServer) -> None:
     async with server.client() as client:
         consumer = client.consume("demo", "demo")
@@ -439,7 +431,7 @@ async def test_a_loop_without_a_single_await_still_lets_its_answers_leave(
 ) -> None:
     monkeypatch.setattr("ackstream._consumer.MAX_TURN", -1)  # every turn is too long
     async with server.client() as client:
-        consumer = client.consume("demo", "demo")
+        consumer = client.consume("demo", "demo", max_outstanding_messages=2)
         aiter(consumer)
         stream = await server.next_stream()
         stream.accept()
@@ -457,6 +449,7 @@ async def test_a_taker_that_is_cancelled_passes_its_turn_on() -> None:
     await everything_that_needs_no_time()
     delivery = object.__new__(ackstream.Delivery)
     delivery._answered = False
+    delivery._lapsed = False
     inbox.put([delivery])
     first.cancel()
     assert await second is delivery
@@ -481,7 +474,7 @@ async def test_only_the_first_answer_counts(server: FakeServer) -> None:
     assert stream.acked == [1]
 
 
-async def test_a_redelivery_takes_the_place_of_an_attempt_that_nobody_has_seen(server: FakeServer) -> None:
+async def test_a_redelivery_of_an_attempt_that_nobody_has_seen_goes_to_the_end(server: FakeServer) -> None:
     async with server.client() as client:
         consumer = client.consume("demo", "demo", max_extension=0)
         aiter(consumer)
@@ -491,7 +484,7 @@ async def test_a_redelivery_takes_the_place_of_an_attempt_that_nobody_has_seen(s
         stream.deliver(1, attempt=2)
         await everything_that_needs_no_time()
         order = [(await anext(consumer)) for _ in range(2)]
-    assert [(delivery.id, delivery.attempt) for delivery in order] == [(1, 2), (2, 1)]
+    assert [(delivery.id, delivery.attempt) for delivery in order] == [(2, 1), (1, 2)]
 
 
 async def test_an_ack_of_an_earlier_attempt_settles_the_later_one_in_the_queue(server: FakeServer) -> None:
@@ -512,17 +505,156 @@ async def test_an_ack_of_an_earlier_attempt_settles_the_later_one_in_the_queue(s
     assert stream.acked == [1]
 
 
-async def test_a_nack_of_a_superseded_attempt_is_not_sent(server: FakeServer) -> None:
+async def test_a_redelivery_of_what_the_application_has_is_adopted(server: FakeServer) -> None:
+    handled: list[tuple[int, int]] = []
+
+    async def handle(delivery: ackstream.Delivery) -> None:
+        handled.append((delivery.id, delivery.attempt))
+        await asyncio.sleep(1)
+        delivery.nack()
+
+    async with running(server, handle) as it:
+        it.stream.deliver(1)
+        await everything_that_needs_no_time()
+        it.stream.deliver(1, attempt=2, failures=1)
+        await asyncio.sleep(5)
+
+    assert handled == [(1, 1)], "it is not handled twice"
+    assert [nack.delivery_attempt for nack in it.stream.nacks] == [2], "its answer is that of the new attempt"
+
+
+async def test_what_was_left_on_purpose_is_not_adopted(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo")
+        aiter(consumer)
+        stream = await server.next_stream()
+        stream.accept()
+        stream.deliver(1)
+        first = await anext(consumer)
+        first.leave()
+        stream.deliver(1, attempt=2, failures=1)
+
+        again = await anext(consumer)
+
+    assert (again.attempt, again.failures, again.retries_left) == (2, 1, 2)
+
+
+async def test_what_the_application_forgot_without_an_answer_comes_again(server: FakeServer) -> None:
     async with server.client() as client:
         consumer = client.consume("demo", "demo", max_extension=0)
         aiter(consumer)
         stream = await server.next_stream()
         stream.accept()
         stream.deliver(1)
-        first = await anext(consumer)
-        stream.deliver(1, attempt=2)
-        second = await anext(consumer)
-        first.nack()
-        second.nack()
+        await anext(consumer)
+        await asyncio.sleep(3)
+        stream.deliver(1, attempt=2, failures=1)
+
+        assert (await anext(consumer)).attempt == 2
+
+
+async def test_an_expired_delivery_is_forgotten_and_the_server_gets_a_sign_of_life(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo", max_extension=0)
+        aiter(consumer)
+        stream = await server.next_stream()
+        stream.accept()
+        stream.deliver(1)
+        delivery = await anext(consumer)
+        await asyncio.sleep(3)
+
+        assert consumer.outstanding == 0
+    assert [frame for _, frame in stream.sent if frame.WhichOneof("kind") is None] != []
+    del delivery
+
+
+async def test_no_handler_begins_while_more_answers_than_the_concurrency_are_unwritten(server: FakeServer) -> None:
+    handled: list[int] = []
+
+    async def handle(delivery: ackstream.Delivery) -> None:
+        handled.append(delivery.id)
+
+    async with running(server, handle) as it:
         await everything_that_needs_no_time()
-    assert [nack.delivery_attempt for nack in stream.nacks] == [2]
+        it.stream.reads = False
+        it.stream.deliver(*range(1, 11))
+        await asyncio.sleep(1)
+        before = list(handled)
+        it.stream.reads = True
+        await asyncio.sleep(1)
+
+    assert before == [1, 2], "one being written, and one that waits for it"
+    assert handled == list(range(1, 11))
+
+
+async def test_a_release_costs_nothing_and_needs_a_server_that_takes_it(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo", max_outstanding_messages=2)
+        aiter(consumer)
+        stream = await server.next_stream()
+        stream.accept()
+        stream.deliver(1)
+        (await anext(consumer)).release()
+        await everything_that_needs_no_time()
+        old = client.consume("demo", "demo", max_outstanding_messages=2)
+        aiter(old)
+        older = await server.next_stream()
+        older.accept(features=())
+        older.deliver(1)
+        delivery = await anext(old)
+        with pytest.raises(ackstream.UnsupportedByServer, match="cannot release"):
+            delivery.release()
+
+    assert stream.released == [1]
+
+
+async def test_the_window_follows_the_pace_of_the_handlers(server: FakeServer) -> None:
+    async def handle(_: ackstream.Delivery) -> None:
+        await asyncio.sleep(0.1)
+
+    async with server.client() as client:
+        task = asyncio.create_task(client.consume("demo", "demo").run(handle))
+        first = await server.next_stream()
+        first.accept()
+        first.deliver(1, 2)
+        await asyncio.sleep(0.25)
+        first.deliver(3, 4)
+        second = await server.next_stream()
+        second.accept()
+        await everything_that_needs_no_time()
+        task.cancel()
+
+    windows = [stream.sent[0][1].open.max_outstanding_messages for stream in (first, second)]
+    assert windows == [2, 100], "what is begun within 10 s"
+    assert list(second.resumed.held)[:1] == [4], "what it holds stays held"
+
+
+async def test_an_application_that_takes_all_before_it_answers_gets_more(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo")
+        aiter(consumer)
+        first = await server.next_stream()
+        first.accept()
+        first.deliver(1, 2)
+        held = [await anext(consumer), await anext(consumer)]
+        more = asyncio.create_task(anext(consumer))
+        second = await server.next_stream()
+        second.accept()
+        second.deliver(3)
+        held.append(await more)
+
+    asked = second.sent[0][1].open
+    assert (asked.max_outstanding_messages, asked.max_concurrent_handlers) == (8, 2)
+    assert [delivery.id for delivery in held] == [1, 2, 3]
+
+
+async def test_a_server_without_sessions_is_asked_for_the_whole_window_at_once(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer = client.consume("demo", "demo")
+        aiter(consumer)
+        first = await server.next_stream()
+        first.accept(features=())
+        second = await server.next_stream()
+
+    assert first.half_closed
+    assert second.sent[0][1].open.max_outstanding_messages == 1_000

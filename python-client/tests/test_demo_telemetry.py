@@ -140,7 +140,7 @@ async def test_connected_and_reconnects_follow_the_stream_and_discarded_the_epoc
         await it.task
         seen.append(moved(metrics))
     assert seen == [
-        {"messages_received_total": 2},
+        {"messages_received_total": 2, "messages_outstanding": 2},
         {"messages_received_total": 2, "connected": 1, "reconnects_total": 1, "acks_discarded_total": 2},
         {"messages_received_total": 2, "reconnects_total": 1, "acks_discarded_total": 2},
     ]

@@ -67,6 +67,7 @@ async def test_what_is_never_answered_is_sent_four_times_an_ack_deadline_apart_a
                     async for delivery in consumer:
                         times.setdefault(delivery.id, []).append(time.monotonic())
                         assert delivery.attempt == len(times[delivery.id])
+                        delivery.leave()
             except TimeoutError:
                 pass
     assert [len(each) for each in times.values()] == [4, 4, 4]

@@ -6,7 +6,7 @@ import pytest
 
 import ackstream
 from tests.fake_server import ACK_DEADLINE, FakeServer, FakeStream
-from tests.virtual_time import everything_that_needs_no_time
+from tests.virtual_time import VirtualTimeLoop, everything_that_needs_no_time
 
 
 async def consuming(
@@ -20,18 +20,19 @@ async def consuming(
     return consumer, stream
 
 
-async def test_what_is_queued_and_what_is_handed_out_is_extended_at_half_its_deadline_in_one_frame(
+async def test_what_is_queued_and_what_is_handed_out_is_extended_at_a_third_of_its_deadline_in_one_frame(
     server: FakeServer,
 ) -> None:
     async with server.client() as client:
         consumer, stream = await consuming(server, client)
         began = asyncio.get_running_loop().time()
         stream.deliver(1, 2, 3)
-        await anext(consumer)
-        await asyncio.sleep(ACK_DEADLINE * 0.75)
+        delivery = await anext(consumer)
+        await asyncio.sleep(ACK_DEADLINE * 0.5)
+    del delivery
     [(at, ids)] = stream.extensions
     assert ids == [1, 2, 3]
-    assert at - began == pytest.approx(ACK_DEADLINE / 2, rel=0.01)
+    assert at - began == pytest.approx(ACK_DEADLINE / 3, rel=0.01)
     [frame] = [frame.extend_batch for _, frame in stream.sent if frame.HasField("extend_batch")]
     assert frame.ack_deadline.ToSeconds() == ACK_DEADLINE
 
@@ -62,17 +63,20 @@ async def test_what_is_answered_is_not_extended(server: FakeServer) -> None:
         (await anext(consumer)).ack()
         (await anext(consumer)).nack()
         (await anext(consumer)).leave()
-        await asyncio.sleep(ACK_DEADLINE * 0.75)
+        await asyncio.sleep(ACK_DEADLINE * 0.5)
     assert [ids for _, ids in stream.extensions] == [[4]]
 
 
-async def test_a_delivery_is_extended_until_it_is_max_extension_old(server: FakeServer) -> None:
+async def test_a_delivery_is_extended_for_max_extension_from_when_the_application_got_it(server: FakeServer) -> None:
     loop = asyncio.get_running_loop()
     async with server.client() as client:
-        _, stream = await consuming(server, client, max_extension=600)
-        began = loop.time()
+        consumer, stream = await consuming(server, client, max_extension=600)
         stream.deliver(1)
+        await asyncio.sleep(20)
+        delivery = await anext(consumer)
+        began = loop.time()
         await asyncio.sleep(700)
+    del delivery
     last, _ = stream.extensions[-1]
     assert 598 <= last - began < 600
 
@@ -139,7 +143,7 @@ async def test_what_is_queued_is_extended_while_a_stop_waits_for_handlers(server
         stream.deliver(1, 2)
         delivery = await anext(consumer)
         left = consumer.stop(grace=10)
-        await asyncio.sleep(ACK_DEADLINE * 0.75)
+        await asyncio.sleep(ACK_DEADLINE * 0.5)
         delivery.ack()
         await left
     assert [ids for _, ids in stream.extensions] == [[1, 2]], "an expiry would cost message 2 a retry"
@@ -152,26 +156,63 @@ async def test_more_ids_than_a_frame_holds_become_several_frames(
     async with server.client() as client:
         _, stream = await consuming(server, client)
         stream.deliver(*range(1, 1001))
-        await asyncio.sleep(ACK_DEADLINE * 0.75)
+        await asyncio.sleep(ACK_DEADLINE * 0.5)
     assert [len(ids) for _, ids in stream.extensions] == [400, 400, 200]
 
 
-async def test_a_slow_handler_behind_a_full_window_keeps_every_message(server: FakeServer) -> None:
+async def test_what_waits_in_the_queue_for_30_s_goes_back_at_no_cost(server: FakeServer) -> None:
     handled: list[int] = []
 
     async def handle(delivery: ackstream.Delivery) -> None:
-        await asyncio.sleep(0.1)
         handled.append(delivery.id)
+        await asyncio.sleep(10)
 
     async with server.client() as client:
         task = asyncio.create_task(client.consume("demo", "demo").run(handle))
         stream = await server.next_stream()
         stream.accept()
-        stream.deliver(*range(1, 1001))
-        await asyncio.sleep(101)
-        stream.end()
-        await task
-    assert handled == list(range(1, 1001))
-    extended = [message_id for _, ids in stream.extensions for message_id in ids]
-    # Message 1,000 waited 100 s and was extended about once a second.
-    assert 80 <= extended.count(1000) <= 101
+        stream.deliver(*range(1, 11))
+        await asyncio.sleep(45)
+        task.cancel()
+
+    assert handled == [1, 2, 3, 4]
+    assert stream.released == [5, 6, 7, 8, 9, 10], "others may have the time"
+    assert 4 not in stream.released
+
+
+async def test_an_event_loop_that_is_blocked_for_half_the_ack_deadline_is_in_time(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server.client() as client:
+        _, stream = await consuming(server, client)
+        began = asyncio.get_running_loop().time()
+        stream.deliver(1)
+        await asyncio.sleep(ACK_DEADLINE / 3 - 0.01)
+        block(ACK_DEADLINE / 2)
+        await everything_that_needs_no_time()
+
+    [(at, _)] = stream.extensions
+    assert at - began < ACK_DEADLINE
+    assert "blocked" not in caplog.text
+
+
+async def test_an_event_loop_that_is_blocked_for_longer_is_told_once(
+    server: FakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server.client() as client:
+        _, stream = await consuming(server, client)
+        stream.deliver(1)
+        for _time in range(3):
+            await asyncio.sleep(ACK_DEADLINE / 3 - 0.01)
+            block(ACK_DEADLINE * 0.6)
+            await everything_that_needs_no_time()
+
+    [record] = [record for record in caplog.records if "blocked" in record.message]
+    assert "blocked for about 1.2 s, with an ack deadline of 2 s" in record.message
+
+
+def block(seconds: float) -> None:
+    """What a handler without an `await` does to an event loop in virtual time."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualTimeLoop)
+    loop.block(seconds)

@@ -19,7 +19,8 @@ PASSING = [code.name for code in grpc.StatusCode if code.name not in [*FINAL, "O
 async def consuming(
     server: FakeServer, client: ackstream.Client, events: list[ackstream.StreamEvent] | None = None
 ) -> tuple[ackstream.Consumer, FakeStream]:
-    consumer = client.consume("demo", "demo", on_event=events.append if events is not None else None)
+    on_event = events.append if events is not None else None
+    consumer = client.consume("demo", "demo", max_outstanding_messages=2, on_event=on_event)  # it has no room to grow
     aiter(consumer)
     stream = await server.next_stream()
     stream.accept()
@@ -74,7 +75,7 @@ async def test_a_server_that_is_something_else_is_an_error_at_once(server: FakeS
 async def test_a_server_that_never_answers_open_is_tried_again(server: FakeServer) -> None:
     loop = asyncio.get_running_loop()
     async with server.client() as client:
-        aiter(client.consume("demo", "demo"))
+        _kept = aiter(client.consume("demo", "demo"))
         await server.next_stream()
         began = loop.time()
         await server.next_stream()
@@ -133,7 +134,7 @@ def test_backoff_is_drawn_from_the_whole_range_below_a_bound_that_doubles() -> N
 
 async def test_a_server_that_breaks_every_stream_at_once_is_not_hammered(server: FakeServer) -> None:
     async with server.client() as client:
-        aiter(client.consume("demo", "demo"))
+        _kept = aiter(client.consume("demo", "demo"))
         for _ in range(20):
             stream = await server.next_stream()
             stream.accept()
@@ -164,43 +165,128 @@ async def test_acks_that_wait_while_the_stream_is_gone_go_over_the_next_one_of_t
     assert second.acked == [1, 2, 3]
 
 
-async def test_nacks_and_extends_of_a_stream_that_is_gone_are_not_sent(server: FakeServer) -> None:
+async def test_what_is_held_stays_held_over_a_broken_stream(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer, first = await consuming(server, client)
+        first.deliver(1, 2, 3)
+        one, two = [await anext(consumer) for _ in range(2)]
+        first.break_off()
+        one.ack()
+        second = await server.next_stream()
+        second.accept()
+        await everything_that_needs_no_time()
+        two.nack()
+        three = await anext(consumer)
+        three.ack()
+        await everything_that_needs_no_time()
+
+    assert second.resumed.session
+    assert sorted(second.resumed.held) == [1, 2, 3]
+    assert (second.acked, [nack.ack_id for nack in second.nacks]) == ([1, 3], [2])
+
+
+async def test_answers_of_the_last_seconds_are_repeated_where_the_session_goes_on(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer, first = await consuming(server, client)
+        first.deliver(1, 2)
+        (await anext(consumer)).ack()
+        (await anext(consumer)).nack(drop=True)
+        await everything_that_needs_no_time()
+        assert (first.acked, len(first.nacks)) == ([1], 1)
+        first.break_off()
+        second = await server.next_stream()
+        second.accept()
+        await everything_that_needs_no_time()
+
+    assert sorted(second.resumed.held) == [1, 2], "the server may not have read them"
+    assert (second.acked, [nack.ack_id for nack in second.nacks]) == ([1], [2])
+
+
+async def test_answers_older_than_30_s_are_not_repeated(server: FakeServer) -> None:
+    async with server.client() as client:
+        consumer, first = await consuming(server, client)
+        first.deliver(1)
+        (await anext(consumer)).ack()
+        await asyncio.sleep(31)
+        first.break_off()
+        second = await server.next_stream()
+        second.accept()
+        await everything_that_needs_no_time()
+
+    assert (list(second.resumed.held), second.acked) == ([], [])
+
+
+async def test_thirty_breaks_under_one_handler_are_one_call_and_one_ack(server: FakeServer) -> None:
+    handled: list[int] = []
+
+    async def handle(delivery: ackstream.Delivery) -> None:
+        handled.append(delivery.attempt)
+        await asyncio.sleep(60)
+
+    async with server.client() as client:
+        task = asyncio.create_task(client.consume("demo", "demo").run(handle))
+        stream = await server.next_stream()
+        stream.accept()
+        stream.deliver(1)
+        for _ in range(30):
+            await asyncio.sleep(1)
+            stream.break_off()
+            stream = await server.next_stream()
+            assert list(stream.resumed.held) == [1]
+            stream.accept()
+        await asyncio.sleep(60)
+        acked = stream.acked
+        task.cancel()
+
+    assert (handled, acked) == ([1], [1])
+
+
+async def test_where_the_session_is_over_nacks_and_extends_are_not_sent_and_acks_are(server: FakeServer) -> None:
     events: list[ackstream.StreamEvent] = []
     async with server.client() as client:
         consumer, first = await consuming(server, client, events)
-        first.deliver(1, 2)
-        one, two = [await anext(consumer) for _ in range(2)]
-        first.break_off()
-        second = await server.next_stream()
-        second.accept(epoch=1)
-        await everything_that_needs_no_time()
-        one.nack()
-        two.extend()
-        await asyncio.sleep(5)
-    assert len(second.sent) == 1, "the server holds neither on this stream"
-    assert not any(isinstance(event, ackstream.AnswersDiscarded) for event in events)
-
-
-async def test_nacks_and_extends_that_wait_when_the_stream_breaks_are_not_sent_over_the_next_one(
-    server: FakeServer,
-) -> None:
-    async with server.client() as client:
-        consumer, first = await consuming(server, client)
         first.deliver(1, 2, 3)
         one, two, three = [await anext(consumer) for _ in range(3)]
         first.reads = False
         one.ack()
         await everything_that_needs_no_time()
         two.nack()
-        three.extend(30)
         first.break_off()
         second = await server.next_stream()
-        second.accept(epoch=1)
+        second.accept(resumes=False)
         await everything_that_needs_no_time()
+        three.extend(30)
+        await asyncio.sleep(5)
+
     assert [frame.WhichOneof("kind") for _, frame in second.sent] == ["open", "ack_batch"]
+    assert not any(isinstance(event, ackstream.AnswersDiscarded) for event in events)
 
 
-async def test_stop_waits_for_no_delivery_of_a_stream_that_is_gone(server: FakeServer) -> None:
+async def test_where_the_session_is_over_a_redelivery_of_what_is_handled_is_adopted(server: FakeServer) -> None:
+    handled: list[int] = []
+
+    async def handle(delivery: ackstream.Delivery) -> None:
+        handled.append(delivery.attempt)
+        await asyncio.sleep(10)
+
+    async with server.client() as client:
+        task = asyncio.create_task(client.consume("demo", "demo").run(handle))
+        first = await server.next_stream()
+        first.accept()
+        first.deliver(1)
+        await asyncio.sleep(5)
+        first.break_off()
+        second = await server.next_stream()
+        second.accept(resumes=False)
+        second.deliver(1, attempt=2)
+        await asyncio.sleep(10)
+        acked = second.acked
+        task.cancel()
+
+    assert (handled, acked) == ([1], [1]), "no second call, and one answer"
+
+
+async def test_stop_waits_for_no_delivery_of_a_session_that_is_over(server: FakeServer) -> None:
     loop = asyncio.get_running_loop()
     async with server.client() as client:
         consumer, first = await consuming(server, client)
@@ -208,7 +294,7 @@ async def test_stop_waits_for_no_delivery_of_a_stream_that_is_gone(server: FakeS
         await anext(consumer)
         first.break_off()
         second = await server.next_stream()
-        second.accept()
+        second.accept(resumes=False)
         await everything_that_needs_no_time()
         began = loop.time()
         await consumer.stop(grace=5)
@@ -247,7 +333,7 @@ async def test_a_stream_that_lasted_starts_the_backoff_over(
 ) -> None:
     monkeypatch.setattr(random.Random, "uniform", lambda _, low, high: max(low, high))
     async with server.client() as client:
-        aiter(client.consume("demo", "demo"))
+        _kept = aiter(client.consume("demo", "demo"))
         for lasts in (0, 0, 0, 10, 0):
             stream = await server.next_stream()
             stream.accept()
@@ -258,14 +344,14 @@ async def test_a_stream_that_lasted_starts_the_backoff_over(
     assert waits == pytest.approx([0.1, 0.2, 0.4, 10.1, 0.2], abs=0.02)
 
 
-async def test_what_nobody_has_taken_is_forgotten_when_the_stream_breaks(server: FakeServer) -> None:
+async def test_what_nobody_has_taken_is_forgotten_when_the_session_is_over(server: FakeServer) -> None:
     async with server.client() as client:
         consumer, first = await consuming(server, client)
         first.deliver(1, 2, 3)
         await everything_that_needs_no_time()
         first.break_off()
         second = await server.next_stream()
-        second.accept(epoch=1)
+        second.accept(resumes=False)
         second.deliver(2, attempt=2)
         delivery = await anext(consumer)
     assert (delivery.id, delivery.attempt) == (2, 2)

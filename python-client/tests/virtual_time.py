@@ -14,6 +14,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._selector_with_clock.now
 
+    def block(self, seconds: float) -> None:
+        """Time passes, and nobody gets a turn meanwhile."""
+        self._selector_with_clock.now += seconds
+
 
 class _JumpingSelector(selectors.SelectSelector):
     now = 1_000.0

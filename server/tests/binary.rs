@@ -46,13 +46,13 @@ async fn the_demo_tells_its_story_ends_its_streams_with_ok_and_exits_with_0() {
     assert_eq!(about(1), ["Sent message 1/2", "Received ACK for message 1"]);
     assert_eq!(
         about(2),
-        ["Sent message 2/2", "Retrying message 2 (attempt 2 of 4): no ACK came in time", "Received ACK for message 2"]
+        ["Sent message 2/2", "Retrying message 2 (retry 1 of 3): no ACK came in time", "Received ACK for message 2"]
     );
     let end = "\
 [RUST SERVER] All messages completed, stopping retry handler
 [RUST SERVER] Summary of topic demo, subscription demo:
 [RUST SERVER]   messages:   2 published = 2 acked + 0 dropped + 0 ready + 0 delayed + 0 outstanding
-[RUST SERVER]   deliveries: 3 sent = 2 acked + 0 nacked + 1 expired + 0 released + 0 outstanding
+[RUST SERVER]   deliveries: 3 sent = 2 acked + 0 nacked + 1 expired + 0 interrupted + 0 released + 0 outstanding
 [RUST SERVER]   retries: 1, late ACKs: 0, ignored ACKs, NACKs and extends: 0
 ";
     assert!(rest.ends_with(end), "{rest}");

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ackstream::config::{Config, Defaults, Flag, KEYS, Layers};
-use ackstream_core::Backoff;
+use ackstream_core::{Backoff, Policy};
 
 /// A file with this text.
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -39,8 +39,39 @@ fn nobody_has_to_say_anything() {
     let config = load("", &[], &[]).unwrap();
     assert_eq!(config.listen.to_string(), "[::1]:50051");
     assert_eq!(config.metrics_listen.unwrap().to_string(), "[::1]:9464");
-    assert_eq!(config.settings.policy, ackstream_core::Policy::default());
+    let backoff = Backoff { minimum: Duration::from_secs(1), maximum: Duration::from_mins(5) };
+    let (ack_deadline, max_retries) = (Duration::from_secs(30), None);
+    let policy = Policy { ack_deadline, max_retries, backoff, ..Policy::default() };
+    assert_eq!(config.settings.policy, policy);
     assert_eq!(config.drain_timeout, Duration::from_secs(8));
+}
+
+#[test]
+fn the_demo_has_a_topic_whose_story_is_told_in_seconds() {
+    let of = |text: &str| {
+        let (_folder, path) = file(text);
+        Config::load(&Layers::read(Some(path), [], [], Defaults::Demo)).unwrap().settings
+    };
+
+    assert_eq!(of("").policy, Policy::default());
+    let topics = of("[topics.demo.subscriptions.demo]\ndead_letter_topic = \"discard\"").topics();
+    assert_eq!(topics[0].subscriptions[0].policy.ack_deadline, Duration::from_secs(30), "a configured one is as any");
+}
+
+#[test]
+fn retries_are_ten_where_dead_letters_have_a_topic_and_else_unlimited() {
+    let topics = load(&format!("{ORDERS}[topics.more.subscriptions.more]\ndead_letter_topic = \"dead\""), &[], &[]);
+    let topics = topics.unwrap().settings.topics();
+    let retries = |topic: usize, subscription: usize| topics[topic].subscriptions[subscription].policy.max_retries;
+    assert_eq!((retries(0, 0), retries(1, 0)), (None, Some(10)));
+}
+
+#[test]
+fn where_no_retry_is_allowed_no_interruption_is() {
+    let interruptions = |text: &str| load(text, &[], &[]).unwrap().settings.policy.max_interruptions;
+    assert_eq!(interruptions("max_retries = 0"), Some(0));
+    assert_eq!(interruptions("max_retries = 1"), Some(3));
+    assert_eq!(interruptions("max_retries = 0\nmax_interruptions = \"unlimited\""), None);
 }
 
 #[test]
@@ -107,11 +138,11 @@ fn values_that_are_no_single_value_are_named() {
 
 #[test]
 fn bounds_that_concern_two_keys_are_checked() {
-    let found = problems("max_backlog_bytes = \"1KiB\"\nmin_backoff = \"2s\"", &[], &[]);
+    let found = problems("max_backlog_bytes = \"1KiB\"\nmin_backoff = \"6m\"", &[], &[]);
     assert_eq!(
         found,
         [
-            "min_backoff = \"2s\" (file test.toml): must be at most max_backoff",
+            "min_backoff = \"6m\" (file test.toml): must be at most max_backoff",
             "max_backlog_bytes = \"1KiB\" (file test.toml): must be at least max_message_bytes, or the largest message never fits",
         ]
     );
@@ -264,7 +295,7 @@ fn a_subscription_has_the_policy_of_the_top_level_but_for_what_its_table_says() 
     assert_eq!(names, ["dead", "orders"]);
     let [audit, billing] = &topics[1].subscriptions[..] else { panic!("two subscriptions") };
     assert_eq!((billing.policy.ack_deadline, billing.policy.max_retries), (Duration::from_secs(30), None));
-    assert_eq!((audit.policy.ack_deadline, audit.policy.max_retries), (Duration::from_secs(3), Some(3)));
+    assert_eq!((audit.policy.ack_deadline, audit.policy.max_retries), (Duration::from_secs(3), None));
     assert_eq!((billing.dead_letter_topic.as_deref(), &audit.dead_letter_topic), (Some("dead"), &None));
 }
 
@@ -352,7 +383,7 @@ fn names_of_subscriptions_are_unique_on_a_server() {
 #[test]
 fn every_value_of_a_subscription_is_kept_within_its_bounds() {
     let found = problems_of_orders(
-        "[topics.third.subscriptions.third]\nack_deadline = \"1ms\"\nmax_retries = 2000\nmin_backoff = \"5s\"\n\
+        "[topics.third.subscriptions.third]\nack_deadline = \"1ms\"\nmax_retries = 2000\nmin_backoff = \"6m\"\n\
          max_backlog_messages = 0\nmax_backlog_bytes = \"1KiB\"\ndead_letter_topic = \"discard\"\nretries = 1",
     );
     let third = |rest: &str| format!("topics.third.subscriptions.third{rest}");
@@ -362,7 +393,7 @@ fn every_value_of_a_subscription_is_kept_within_its_bounds() {
             third(".retries = 1 (file test.toml): there is no such key; the nearest is max_retries"),
             third(".ack_deadline = \"1ms\" (file test.toml): must be between 10ms and 1h"),
             third(".max_retries = 2000 (file test.toml): must be at most 1000, or \"unlimited\""),
-            third(".min_backoff = \"5s\" (file test.toml): must be at most max_backoff"),
+            third(".min_backoff = \"6m\" (file test.toml): must be at most max_backoff"),
             third(".max_backlog_messages = 0 (file test.toml): must be at least 1"),
             third(
                 " (file test.toml): max_backlog_bytes must be at least max_message_bytes and 8KiB, or the largest dead letter never fits"

@@ -72,10 +72,11 @@ async fn stop_under_load() {
     let [published, acked, dropped, ready, delayed, outstanding] = messages[..] else { panic!("{log}") };
     assert!(published >= accepted, "{accepted} were accepted: {log}");
     assert_eq!((published, outstanding), (acked + dropped + ready + delayed, 0), "{log}");
-    let [sent, in_time, nacked, expired, released, outstanding] = numbers(&log, "  deliveries: ")[..] else {
+    let [sent, in_time, nacked, expired, interrupted, released, outstanding] = numbers(&log, "  deliveries: ")[..]
+    else {
         panic!("{log}")
     };
-    assert_eq!((sent, outstanding), (in_time + nacked + expired + released, 0), "{log}");
+    assert_eq!((sent, outstanding), (in_time + nacked + expired + interrupted + released, 0), "{log}");
     let reasons: u64 = if dropped > 0 { numbers(&log, "  dropped: ").iter().sum() } else { 0 };
     assert_eq!(reasons, dropped, "{log}");
     assert_eq!(

@@ -101,15 +101,15 @@ fn a_hundred_consumers_killed_under_load_lose_no_message() {
     last.signal("-INT");
 
     let [stored, acked] = ["messages_published_total", "messages_acked_total"].map(|name| count(&server, name, ""));
-    let [exhausted, rejected] = ["max_retries", "rejected"]
+    let [failed, rejected, interrupted] = ["max_retries", "rejected", "max_interruptions"]
         .map(|reason| count(&server, "messages_dropped_total", &format!("reason=\"{reason}\"")));
-    assert_eq!((stored, rejected), (accepted, 0));
-    assert_eq!(stored, acked + exhausted);
-    let outcomes = ["acked", "nacked", "expired", "released"].map(|outcome| ended(&server, outcome));
+    assert_eq!((stored, failed, rejected), (accepted, 0, 0));
+    assert_eq!(stored, acked + interrupted);
+    let outcomes = ["acked", "nacked", "expired", "interrupted", "released"].map(|outcome| ended(&server, outcome));
     assert_eq!(count(&server, "messages_sent_total", ""), outcomes.iter().sum::<u64>());
     assert!(outcomes[3] > 100, "consumers were killed with deliveries: {outcomes:?}");
-    let early = count(&server, "message_attempts_bucket", "outcome=\"dropped\",le=\"3\"");
-    assert_eq!(early, 0, "nothing is dropped before its last retry");
+    let early = count(&server, "message_attempts_bucket", "outcome=\"dropped\",le=\"4\"");
+    assert_eq!(early, 0, "nothing is dropped before it was interrupted three times alone");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_a_frozen_consumer_holds_comes_back_once_it_does_not_answer_pings() {
     until("it holds them", || messages(&server, "outstanding") == 50);
     drop(publisher);
 
-    until("they are released", || ended(&server, "released") == 50);
+    until("they are interrupted", || ended(&server, "interrupted") == 50);
 
     assert_eq!(messages(&server, "ready"), 50);
     until("its connection is gone", || server.metric("ackstream_connections") == 0);

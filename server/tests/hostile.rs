@@ -496,8 +496,16 @@ fn connections_beyond_a_bound_are_closed_at_once_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_that_never_read_are_bounded_and_soon_gone() {
-    let server =
-        with_topics(&["--consumer-stuck-after", "5s", "--max-retries", "unlimited", "--ack-deadline", "100ms"]);
+    let server = with_topics(&[
+        "--consumer-stuck-after",
+        "5s",
+        "--ack-deadline",
+        "100ms",
+        "--min-backoff",
+        "0s",
+        "--max-backoff",
+        "0s",
+    ]);
     let address = server.address;
     let mut honest = Honest::connect(&server).await;
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x63kstream/v1/ackstream.proto\x12\x0c\x61\x63kstream.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x03\n\rStreamMessage\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.ackstream.v1.OpenH\x00\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.ackstream.v1.OpenedH\x00\x12)\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x19.ackstream.v1.DataMessageH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.ackstream.v1.AckMessageH\x00\x12\"\n\x04nack\x18\x05 \x01(\x0b\x32\x12.ackstream.v1.NackH\x00\x12&\n\x06\x65xtend\x18\x06 \x01(\x0b\x32\x14.ackstream.v1.ExtendH\x00\x12-\n\ndata_batch\x18\x07 \x01(\x0b\x32\x17.ackstream.v1.DataBatchH\x00\x12+\n\tack_batch\x18\x08 \x01(\x0b\x32\x16.ackstream.v1.AckBatchH\x00\x12\x31\n\x0c\x65xtend_batch\x18\t \x01(\x0b\x32\x19.ackstream.v1.ExtendBatchH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0bR\x07settled\"\xc3\x01\n\x04Open\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x14\n\x0csubscription\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12 \n\x18max_outstanding_messages\x18\x04 \x01(\r\x12\x1d\n\x15max_outstanding_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x06 \x01(\r\x12\x14\n\x0cpublish_only\x18\x07 \x01(\x08\x12\x10\n\x08\x61uto_ack\x18\x08 \x01(\x08\"\xca\x01\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x14\n\x0csubscription\x18\x03 \x01(\t\x12/\n\x0c\x61\x63k_deadline\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x0bmax_retries\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eserver_version\x18\x07 \x01(\tB\x0e\n\x0c_max_retries\"\xa6\x02\n\x0b\x44\x61taMessage\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x14\n\x0crequires_ack\x18\x04 \x01(\x08\x12\x18\n\x10\x64\x65livery_attempt\x18\x05 \x01(\r\x12=\n\nattributes\x18\x06 \x03(\x0b\x32).ackstream.v1.DataMessage.AttributesEntry\x12\x15\n\rtrace_context\x18\x07 \x01(\t\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x08\x10\tR\x0cordering_key\"\x93\x01\n\nAckMessage\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10\x64\x65livery_attempt\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmessage_id\x18\x04 \x01(\x04\x42\x13\n\x11_delivery_attempt\"\xa0\x01\n\x04Nack\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12\x1d\n\x10\x64\x65livery_attempt\x18\x02 \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64rop\x18\x04 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\tB\x13\n\x11_delivery_attempt\"}\n\x06\x45xtend\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12\x1d\n\x10\x64\x65livery_attempt\x18\x02 \x01(\rH\x00\x88\x01\x01\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11_delivery_attempt\"8\n\tDataBatch\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.ackstream.v1.DataMessage\"0\n\x08\x41\x63kBatch\x12\x0f\n\x07\x61\x63k_ids\x18\x01 \x03(\x04\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\"O\n\x0b\x45xtendBatch\x12\x0f\n\x07\x61\x63k_ids\x18\x01 \x03(\x04\x12/\n\x0c\x61\x63k_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration2Y\n\rMessageStream\x12H\n\x08\x45xchange\x12\x1b.ackstream.v1.StreamMessage\x1a\x1b.ackstream.v1.StreamMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61\x63kstream/v1/ackstream.proto\x12\x0c\x61\x63kstream.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x03\n\rStreamMessage\x12\"\n\x04open\x18\x01 \x01(\x0b\x32\x12.ackstream.v1.OpenH\x00\x12&\n\x06opened\x18\x02 \x01(\x0b\x32\x14.ackstream.v1.OpenedH\x00\x12)\n\x04\x64\x61ta\x18\x03 \x01(\x0b\x32\x19.ackstream.v1.DataMessageH\x00\x12\'\n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x18.ackstream.v1.AckMessageH\x00\x12\"\n\x04nack\x18\x05 \x01(\x0b\x32\x12.ackstream.v1.NackH\x00\x12&\n\x06\x65xtend\x18\x06 \x01(\x0b\x32\x14.ackstream.v1.ExtendH\x00\x12-\n\ndata_batch\x18\x07 \x01(\x0b\x32\x17.ackstream.v1.DataBatchH\x00\x12+\n\tack_batch\x18\x08 \x01(\x0b\x32\x16.ackstream.v1.AckBatchH\x00\x12\x31\n\x0c\x65xtend_batch\x18\t \x01(\x0b\x32\x19.ackstream.v1.ExtendBatchH\x00\x42\x06\n\x04kindJ\x04\x08\n\x10\x0bR\x07settled\"\x8a\x02\n\x04Open\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x14\n\x0csubscription\x18\x02 \x01(\t\x12\x11\n\tclient_id\x18\x03 \x01(\t\x12 \n\x18max_outstanding_messages\x18\x04 \x01(\r\x12\x1d\n\x15max_outstanding_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12max_batch_messages\x18\x06 \x01(\r\x12\x14\n\x0cpublish_only\x18\x07 \x01(\x08\x12\x10\n\x08\x61uto_ack\x18\x08 \x01(\x08\x12\x1f\n\x17max_concurrent_handlers\x18\t \x01(\r\x12$\n\x06resume\x18\x0c \x01(\x0b\x32\x14.ackstream.v1.Resume\"\'\n\x06Resume\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x0c\n\x04held\x18\x02 \x03(\x04\"\x84\x02\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x14\n\x0csubscription\x18\x03 \x01(\t\x12/\n\x0c\x61\x63k_deadline\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x0bmax_retries\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x04\x12\x16\n\x0eserver_version\x18\x07 \x01(\t\x12\'\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0e\x32\x15.ackstream.v1.Feature\x12\x0f\n\x07session\x18\t \x01(\x0c\x42\x0e\n\x0c_max_retries\"\xcf\x02\n\x0b\x44\x61taMessage\x12\n\n\x02id\x18\x01 \x01(\x04\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x14\n\x0crequires_ack\x18\x04 \x01(\x08\x12\x18\n\x10\x64\x65livery_attempt\x18\x05 \x01(\r\x12=\n\nattributes\x18\x06 \x03(\x0b\x32).ackstream.v1.DataMessage.AttributesEntry\x12\x15\n\rtrace_context\x18\x07 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x0b \x01(\r\x12\x15\n\rinterruptions\x18\x0c \x01(\r\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x08\x10\tR\x0cordering_key\"\x93\x01\n\nAckMessage\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12-\n\ttimestamp\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x10\x64\x65livery_attempt\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmessage_id\x18\x04 \x01(\x04\x42\x13\n\x11_delivery_attempt\"\xb1\x01\n\x04Nack\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12\x1d\n\x10\x64\x65livery_attempt\x18\x02 \x01(\rH\x00\x88\x01\x01\x12(\n\x05\x64\x65lay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x64rop\x18\x04 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x05 \x01(\x05\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0f\n\x07release\x18\x07 \x01(\x08\x42\x13\n\x11_delivery_attempt\"}\n\x06\x45xtend\x12\x0e\n\x06\x61\x63k_id\x18\x01 \x01(\x04\x12\x1d\n\x10\x64\x65livery_attempt\x18\x02 \x01(\rH\x00\x88\x01\x01\x12/\n\x0c\x61\x63k_deadline\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11_delivery_attempt\"8\n\tDataBatch\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.ackstream.v1.DataMessage\"0\n\x08\x41\x63kBatch\x12\x0f\n\x07\x61\x63k_ids\x18\x01 \x03(\x04\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x04\"O\n\x0b\x45xtendBatch\x12\x0f\n\x07\x61\x63k_ids\x18\x01 \x03(\x04\x12/\n\x0c\x61\x63k_deadline\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*M\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46\x45\x41TURE_SESSIONS\x10\x01\x12\x13\n\x0f\x46\x45\x41TURE_RELEASE\x10\x02\x32Y\n\rMessageStream\x12H\n\x08\x45xchange\x12\x1b.ackstream.v1.StreamMessage\x1a\x1b.ackstream.v1.StreamMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,28 +35,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._loaded_options = None
   _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._serialized_options = b'8\001'
+  _globals['_FEATURE']._serialized_start=2088
+  _globals['_FEATURE']._serialized_end=2165
   _globals['_STREAMMESSAGE']._serialized_start=112
   _globals['_STREAMMESSAGE']._serialized_end=529
   _globals['_OPEN']._serialized_start=532
-  _globals['_OPEN']._serialized_end=727
-  _globals['_OPENED']._serialized_start=730
-  _globals['_OPENED']._serialized_end=932
-  _globals['_DATAMESSAGE']._serialized_start=935
-  _globals['_DATAMESSAGE']._serialized_end=1229
-  _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._serialized_start=1160
-  _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._serialized_end=1209
-  _globals['_ACKMESSAGE']._serialized_start=1232
-  _globals['_ACKMESSAGE']._serialized_end=1379
-  _globals['_NACK']._serialized_start=1382
-  _globals['_NACK']._serialized_end=1542
-  _globals['_EXTEND']._serialized_start=1544
-  _globals['_EXTEND']._serialized_end=1669
-  _globals['_DATABATCH']._serialized_start=1671
-  _globals['_DATABATCH']._serialized_end=1727
-  _globals['_ACKBATCH']._serialized_start=1729
-  _globals['_ACKBATCH']._serialized_end=1777
-  _globals['_EXTENDBATCH']._serialized_start=1779
-  _globals['_EXTENDBATCH']._serialized_end=1858
-  _globals['_MESSAGESTREAM']._serialized_start=1860
-  _globals['_MESSAGESTREAM']._serialized_end=1949
+  _globals['_OPEN']._serialized_end=798
+  _globals['_RESUME']._serialized_start=800
+  _globals['_RESUME']._serialized_end=839
+  _globals['_OPENED']._serialized_start=842
+  _globals['_OPENED']._serialized_end=1102
+  _globals['_DATAMESSAGE']._serialized_start=1105
+  _globals['_DATAMESSAGE']._serialized_end=1440
+  _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._serialized_start=1371
+  _globals['_DATAMESSAGE_ATTRIBUTESENTRY']._serialized_end=1420
+  _globals['_ACKMESSAGE']._serialized_start=1443
+  _globals['_ACKMESSAGE']._serialized_end=1590
+  _globals['_NACK']._serialized_start=1593
+  _globals['_NACK']._serialized_end=1770
+  _globals['_EXTEND']._serialized_start=1772
+  _globals['_EXTEND']._serialized_end=1897
+  _globals['_DATABATCH']._serialized_start=1899
+  _globals['_DATABATCH']._serialized_end=1955
+  _globals['_ACKBATCH']._serialized_start=1957
+  _globals['_ACKBATCH']._serialized_end=2005
+  _globals['_EXTENDBATCH']._serialized_start=2007
+  _globals['_EXTENDBATCH']._serialized_end=2086
+  _globals['_MESSAGESTREAM']._serialized_start=2167
+  _globals['_MESSAGESTREAM']._serialized_end=2256
 # @@protoc_insertion_point(module_scope)

@@ -9,7 +9,8 @@ use ackstream::telemetry::{
     Calls, ConnectionClosing, ConnectionCounts, ConnectionRefusal, Exposition, OnTheWay, Snapshot, TraceCounts,
 };
 use ackstream_core::{
-    ConsumerId, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Policy, Time, Verb,
+    ConsumerId, DropReason, Event, IgnoreReason, Leave, MessageId, MessageView, Observer, Outcome, Policy, Release,
+    Time, Verb,
 };
 
 use crate::page::{DEMO, Page};
@@ -24,7 +25,7 @@ fn at(seconds: u64) -> Time {
 fn consumer() -> ConsumerId {
     let mut subscription = ackstream_core::Subscription::<(), ()>::new(Policy::default(), ());
     let window = ackstream_core::Window { max_messages: 1, max_bytes: 1 };
-    subscription.attach(ackstream_core::Attachment { window, auto_ack: false }, at(0))
+    subscription.attach(ackstream_core::Attachment { window, handlers: 0, auto_ack: false }, at(0))
 }
 
 /// The series that an event moves, with the change of each, as the names of the catalogue: "+" adds, and a histogram counts one sample.
@@ -34,11 +35,14 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
         Event::Published { .. } => vec![("ackstream_messages_published_total", "", 1.0)],
         Event::Sent { after: None, .. } => vec![("ackstream_messages_sent_total", "", 1.0)],
         Event::Sent { after: Some(after), message, .. } => {
-            let labels = match (after, message.attempts) {
+            let labels = match (after, message.failures) {
                 (Outcome::Acked, _) => unreachable!("an acked message is settled"),
-                (Outcome::Expired, 2) => "delivery_attempt=\"2\",reason=\"expired\"",
-                (Outcome::Nacked, 5) => "delivery_attempt=\"5\",reason=\"nacked\"",
-                (Outcome::Released, 6 | 700) => "delivery_attempt=\"6+\",reason=\"released\"",
+                (Outcome::Expired, 1) => "retry=\"1\",reason=\"expired\"",
+                (Outcome::Nacked, 4) => "retry=\"4\",reason=\"nacked\"",
+                (Outcome::Expired, 5 | 700) => "retry=\"5+\",reason=\"expired\"",
+                (Outcome::Interrupted | Outcome::Released(_), _) => {
+                    return vec![("ackstream_messages_sent_total", "", 1.0)]; // no failure, no retry
+                }
                 other => unreachable!("not in the list: {other:?}"),
             };
             vec![("ackstream_messages_sent_total", "", 1.0), ("ackstream_messages_retried_total", labels, 1.0)]
@@ -54,8 +58,21 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
         Event::Ended { outcome: Outcome::Expired, .. } => {
             vec![("ackstream_deliveries_ended_total", "outcome=\"expired\"", 1.0)]
         }
-        Event::Ended { outcome: Outcome::Released, .. } => {
-            vec![("ackstream_deliveries_ended_total", "outcome=\"released\"", 1.0)]
+        Event::Ended { outcome: Outcome::Interrupted, .. } => {
+            vec![("ackstream_deliveries_ended_total", "outcome=\"interrupted\"", 1.0)]
+        }
+        Event::Ended { outcome: Outcome::Released(why), .. } => {
+            let labels = match why {
+                Release::Left => "reason=\"left\"",
+                Release::Closed => "reason=\"closed\"",
+                Release::NotBegun => "reason=\"not_begun\"",
+                Release::GivenBack => "reason=\"given_back\"",
+                Release::NotReceived => "reason=\"not_received\"",
+            };
+            vec![
+                ("ackstream_deliveries_ended_total", "outcome=\"released\"", 1.0),
+                ("ackstream_deliveries_released_total", labels, 1.0),
+            ]
         }
         Event::Acked { late, .. } => {
             let mut moved = vec![
@@ -74,6 +91,7 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
                 match reason {
                     DropReason::MaxRetries => "reason=\"max_retries\"",
                     DropReason::Rejected => "reason=\"rejected\"",
+                    DropReason::MaxInterruptions => "reason=\"max_interruptions\"",
                 },
                 1.0,
             ),
@@ -113,12 +131,14 @@ fn moved_by(event: &Told<'_>) -> Vec<(&'static str, &'static str, f64)> {
 
 /// Every event, in every kind that is counted by itself.
 fn all_events(body: &Message, consumer: ConsumerId) -> Vec<Told<'_>> {
-    let view = |attempts| MessageView {
+    let view = |attempts: u32| MessageView {
         id: MessageId(1),
         body,
         size: 1,
         accepted_at: at(0),
-        attempts,
+        attempts: if attempts > 2 { attempts + 3 } else { attempts }, // some were no failures
+        failures: attempts.saturating_sub(1),
+        interruptions: 0,
         retries_left: None,
         history: &[],
     };
@@ -128,8 +148,10 @@ fn all_events(body: &Message, consumer: ConsumerId) -> Vec<Told<'_>> {
         sent(1, None),
         sent(2, Some(Outcome::Expired)),
         sent(5, Some(Outcome::Nacked)),
-        sent(6, Some(Outcome::Released)),
-        sent(700, Some(Outcome::Released)),
+        sent(6, Some(Outcome::Expired)),
+        sent(701, Some(Outcome::Expired)),
+        sent(2, Some(Outcome::Interrupted)),
+        sent(2, Some(Outcome::Released(Release::Left))),
         Event::Extended { at: at(1), message: view(1), deadline: at(9) },
         Event::Requeued { at: at(1), message: view(1), delay: Duration::from_secs(1) },
         Event::Due { at: at(1), message: view(1) },
@@ -140,12 +162,15 @@ fn all_events(body: &Message, consumer: ConsumerId) -> Vec<Told<'_>> {
         Event::Acked { at: at(3), message: view(2), late: true },
         Event::Dropped { at: at(3), message: view(2), reason: DropReason::MaxRetries },
         Event::Dropped { at: at(3), message: view(2), reason: DropReason::Rejected },
+        Event::Dropped { at: at(3), message: view(2), reason: DropReason::MaxInterruptions },
         Event::Attached { at: at(1), consumer },
         Event::Detached { at: at(1), consumer, leave: Leave::Clean },
         Event::Detached { at: at(1), consumer, leave: Leave::Broken },
         Event::Draining { at: at(1) },
     ];
-    for outcome in [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Released] {
+    let released = Release::ALL.map(Outcome::Released);
+    for outcome in [Outcome::Acked, Outcome::Nacked, Outcome::Expired, Outcome::Interrupted].into_iter().chain(released)
+    {
         events.push(Event::Ended { at: at(3), message: view(1), consumer, sent_at: at(1), outcome });
     }
     for verb in [Verb::Ack, Verb::Nack, Verb::Extend] {

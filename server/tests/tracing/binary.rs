@@ -93,7 +93,7 @@ fn an_endpoint_that_is_no_url_is_told_with_all_other_problems_before_a_port_open
     assert_eq!(
         std::str::from_utf8(&output.stderr).unwrap(),
         "\
-ackstream: max_retries = \"x\" (flag --max-retries): must be a whole number from 0 to 1000, or \"unlimited\"
+ackstream: max_retries = \"x\" (flag --max-retries): must be a whole number from 0 to 1000, or \"unlimited\", or \"auto\"
 ackstream: OTEL_EXPORTER_OTLP_ENDPOINT = \"localhost:4317\" (environment variable OTEL_EXPORTER_OTLP_ENDPOINT): must be the URL of \
 an OTLP collector's gRPC port, such as \"http://localhost:4317\"
 "

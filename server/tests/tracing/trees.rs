@@ -150,15 +150,14 @@ async fn a_consumer_that_leaves_cleanly_has_not_failed_and_is_known_by_its_name_
     assert_eq!(
         tree(&traced.trace().await, 1),
         "\
-deliver demo Internal delivery_attempts=2 outcome=acked
-  push demo Producer delivery_attempt=1 outcome=released client.id=alice operation.type=send
-  push demo Producer delivery_attempt=2 outcome=acked client.id=bob operation.type=send after 1
+deliver demo Internal delivery_attempts=2 delivery_attempts_left_out=1 outcome=acked
+  push demo Producer delivery_attempt=2 outcome=acked client.id=bob operation.type=send
 "
     );
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_a_failed_delivery() {
+async fn a_broken_stream_is_an_interrupted_delivery() {
     let traced = Traced::new(1).await;
     traced.publish(&[]).await;
     let mut first = traced.consumer("").await;
@@ -173,7 +172,7 @@ async fn a_broken_stream_is_a_failed_delivery() {
         tree(&traced.trace().await, 1),
         "\
 deliver demo Internal delivery_attempts=2 outcome=acked
-  push demo Producer error.type=released delivery_attempt=1 outcome=released operation.type=send ERROR(its consumer's stream broke)
+  push demo Producer error.type=interrupted delivery_attempt=1 outcome=interrupted operation.type=send ERROR(its consumer's stream broke)
   push demo Producer delivery_attempt=2 outcome=acked operation.type=send after 1
 "
     );

@@ -79,10 +79,10 @@ async fn a_consumer_that_takes_nothing_of_what_is_due_to_it_is_told_so_after_thi
     let memory = Memory::with(|settings| settings.policy.ack_deadline = Duration::from_mins(10)).await;
     let mut consumer = overwhelmed(&memory).await;
     tokio::time::sleep(Duration::from_secs(29)).await;
-    assert_eq!((stuck(&memory), memory.counts().0.ended.released), (0, 0));
+    assert_eq!((stuck(&memory), memory.counts().0.ended.interrupted), (0, 0));
     tokio::time::sleep(Duration::from_secs(8)).await;
     let (counts, backlog) = memory.counts();
-    assert_eq!((stuck(&memory), counts.ended.released, backlog.outstanding), (1, counts.sent, 0));
+    assert_eq!((stuck(&memory), counts.ended.interrupted, backlog.outstanding), (1, counts.sent, 0));
     let status = loop {
         match consumer.next().await {
             Ok(frame) => assert!(matches!(frame, Some(Kind::Data(_)))),

@@ -57,19 +57,19 @@ async fn two_consumers_have_disjoint_shares() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_broken_stream_held_goes_to_another_at_once_and_costs_a_retry() {
-    let memory = Memory::with(|settings| settings.policy.max_retries = Some(1)).await;
+async fn what_a_broken_stream_held_goes_to_another_at_once_and_costs_no_retry() {
+    let memory = Memory::with(|settings| settings.policy.max_retries = Some(0)).await;
     let mut victim = memory.consume(Open::default()).await;
     memory.publish(1).await;
     victim.delivery().await;
     let mut other = memory.consume(Open::default()).await;
     drop(victim);
     let (delivery, took) = timed(other.delivery()).await;
-    assert_eq!(delivery.delivery_attempt, 2);
+    assert_eq!((delivery.delivery_attempt, delivery.failures, delivery.interruptions), (2, 0, 1));
     assert!(took < Duration::from_millis(50), "{took:?}");
     drop(other);
     settle().await;
-    assert_eq!(memory.counts().0.dropped, 1, "the second broken stream finds no retry left");
+    assert_eq!((memory.counts().0.dropped, memory.counts().1.delayed), (0, 1), "it waits, and is delivered alone");
 }
 
 #[tokio::test(start_paused = true)]

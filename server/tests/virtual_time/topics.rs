@@ -33,7 +33,7 @@ async fn server(topics: &[(&str, &[Under<'_>])]) -> Memory {
 
 /// No retries.
 fn strict() -> Policy {
-    Policy { max_retries: Some(0), ..Policy::default() }
+    Policy { max_retries: Some(0), max_interruptions: Some(0), ..Policy::default() }
 }
 
 async fn consumer(memory: &Memory, topic: &str, subscription: &str) -> Conversation {
