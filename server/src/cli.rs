@@ -200,6 +200,9 @@ pub fn command() -> Command {
 }
 
 /// What becomes of lines.
+/// The longest time that an option takes: beyond it clocks overflow.
+const LONGEST_TIME: std::time::Duration = std::time::Duration::from_hours(365 * 24);
+
 const PUBLISH_HELP: &str = "\
     What finds a backlog full is published again until there is room, and so is what had no answer when a stream broke: the last line \
     says how many may therefore be stored twice.\n\n\
@@ -334,8 +337,12 @@ impl Values<'_> {
 
     fn duration(&mut self, name: &str) -> Option<Duration> {
         self.read(name, |text| {
-            humantime::parse_duration(text)
-                .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".to_owned())
+            let length = humantime::parse_duration(text)
+                .map_err(|_| "must be a length of time with its unit, such as \"2s\" or \"100ms\"".to_owned())?;
+            if length > LONGEST_TIME {
+                return Err("must be at most 365days".to_owned());
+            }
+            Ok(length)
         })
     }
 

@@ -150,11 +150,14 @@ impl Config {
     }
 }
 
+/// No connection need be older: whoever wants more turns the bound off.
+const LONGEST_AGE: Duration = Duration::from_hours(365 * 24);
+
 fn connection_limits(values: &mut Values<'_>) -> ConnectionLimits {
     let (instant, minute, hour) = (Duration::from_millis(100), Duration::from_mins(1), Duration::from_hours(1));
     let max_age = values.get("max_connection_age", values::duration_or_off);
-    if max_age.is_some_and(|age| age < Duration::from_secs(1)) {
-        values.must("max_connection_age", "at least 1s, or \"off\"");
+    if max_age.is_some_and(|age| !(Duration::from_secs(1)..=LONGEST_AGE).contains(&age)) {
+        values.must("max_connection_age", "between 1s and 365days, or \"off\"");
     }
     ConnectionLimits {
         max_connections: values.at_least_one("max_connections", values::number::<u32>) as usize,

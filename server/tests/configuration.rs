@@ -183,6 +183,7 @@ fn every_bound_is_kept() {
         ("consumer_stuck_after", "999ms"),
         ("consumer_stuck_after", "61m"),
         ("max_connection_age", "999ms"),
+        ("max_connection_age", "366days"),
         ("max_connection_age_grace", "61m"),
         ("max_header_bytes", "1023B"),
         ("max_header_bytes", "1025KiB"),
@@ -249,6 +250,23 @@ fn the_readme_has_every_key_with_its_default() {
     for key in KEYS {
         let row = format!("| `{}` | {} | {} |", key.name, key.default, key.about);
         assert!(readme.contains(&row), "README.md lacks: {row}");
+    }
+}
+
+#[test]
+fn what_kubernetes_sets_for_services_of_ours_is_ignored_by_its_form() {
+    for name in ["", "_METRICS", "_HEADLESS", "_MAX_RETRIES"] {
+        let variables = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP"]
+            .into_iter()
+            .chain(["PORT_50051_TCP_PROTO", "PORT_50051_TCP_PORT", "PORT_50051_UDP_ADDR"])
+            .map(|what| format!("ACKSTREAM{name}_{what}"));
+        let variables: Vec<_> = variables.collect();
+        let environment: Vec<_> = variables.iter().map(|name| (name.as_str(), "tcp://10.0.0.1:1")).collect();
+        assert!(load("", &environment, &[]).is_ok(), "{name}");
+    }
+    for variable in ["ACKSTREAM_PORT_50051", "ACKSTREAM_PORT_X_TCP", "ACKSTREAM_SERVICE", "ACKSTREAM_PORT_1_TCP_ADDR_X"]
+    {
+        assert!(load("", &[(variable, "1")], &[]).is_err(), "{variable}");
     }
 }
 

@@ -69,6 +69,7 @@ pub async fn run(options: Options) -> Exit {
         max_outstanding_messages: u32::try_from(window).expect("it is at most the larger window"),
         max_outstanding_bytes: if options.no_ack { BYTES_OF_LOOKERS } else { 0 },
         max_batch_messages: MAX_BATCH,
+        max_concurrent_handlers: 1, // what is printed is not what breaks a stream
         ..Open::default()
     };
     let mut link = Link::new(options.peer.clone(), open);
@@ -123,7 +124,6 @@ impl Consumer {
     async fn converse(&mut self, mut stream: Stream, signals: &mut Signals) -> Result<Ended, LinkError> {
         self.holdings.opened(stream.opened.epoch);
         self.first = None;
-        self.last_printed = Instant::now(); // time without a server is no time without a message
         let deadline = stream.opened.ack_deadline.and_then(|length| Duration::try_from(length).ok());
         let every = deadline.unwrap_or(Duration::from_secs(2)) / EXTENSIONS_IN_A_DEADLINE;
         let mut extensions = tokio::time::interval(every);

@@ -1,14 +1,18 @@
 //! A message as one line of JSON: what `consume --json` prints, and `publish --json` takes as it is.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::proto::DataMessage;
+
+/// What some editors put at the beginning of a file in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A delivery, as it is printed. A payload that is text is shown as text, any other in base64.
 #[derive(Serialize)]
@@ -33,10 +37,33 @@ struct Read {
     _timestamp: Option<IgnoredAny>,
     #[serde(default, rename = "delivery_attempt")]
     _delivery_attempt: Option<IgnoredAny>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "unique")]
     attributes: BTreeMap<String, String>,
     payload: Option<String>,
     payload_base64: Option<String>,
+}
+
+/// Attributes, each with one value.
+fn unique<'de, D: Deserializer<'de>>(attributes: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct Unique;
+    impl<'de> Visitor<'de> for Unique {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object of names and texts")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut all = BTreeMap::new();
+            while let Some((name, value)) = entries.next_entry::<String, String>()? {
+                if all.insert(name.clone(), value).is_some() {
+                    return Err(de::Error::custom(format_args!("attribute {name:?} is there twice")));
+                }
+            }
+            Ok(all)
+        }
+    }
+    attributes.deserialize_map(Unique)
 }
 
 /// A delivery as a line, with its end.
@@ -61,6 +88,14 @@ pub(super) fn print(message: &DataMessage) -> Vec<u8> {
 ///
 /// What is wrong with it, as a sentence.
 pub(super) fn read(line: &[u8]) -> Result<DataMessage, String> {
+    if line.starts_with(BYTE_ORDER_MARK) {
+        return Err("it begins with a byte order mark (BOM): save the file as UTF-8 without one".into());
+    }
+    if line.trim_ascii_start().first() == Some(&b'[') {
+        return Err(
+            "it is an array, and no message: write an object such as {\"payload\": \"text\"} on each line".into()
+        );
+    }
     let Read { attributes, payload, payload_base64, .. } = serde_json::from_slice(line).map_err(|error| {
         let (column, text) = (error.column(), error.to_string());
         let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what); // there is but one line
@@ -121,6 +156,12 @@ mod tests {
             ("{\"payload\":\"x\",\"atributes\":{}}", "it is no message in JSON: unknown field `atributes`"),
             ("{\"payload\":5}", "it is no message in JSON: invalid type: integer `5`, expected a string (column 12)"),
             ("{\"payload\":\"x\",\"attributes\":{\"a\":1}}", "it is no message in JSON: invalid type: integer `1`"),
+            ("[1,\"x\",3,{}]", "it is an array, and no message: write an object"),
+            ("\u{feff}{\"payload\":\"x\"}", "it begins with a byte order mark (BOM)"),
+            (
+                "{\"payload\":\"x\",\"attributes\":{\"k\":\"1\",\"k\":\"2\"}}",
+                "it is no message in JSON: attribute \"k\" is there twice",
+            ),
             ("{}", "it has no \"payload\" and no \"payload_base64\""),
             ("{\"payload\":\"\",\"payload_base64\":\"\"}", "it has \"payload\" and \"payload_base64\"; one is enough"),
             ("{\"payload_base64\":\"%\"}", "its payload_base64 is no base64: Invalid symbol 37, offset 0."),

@@ -16,10 +16,10 @@ const DEFAULT_FILE: &str = "ackstream.toml";
 const PREFIX: &str = "ACKSTREAM_";
 /// The variable that names the file.
 const FILE_VARIABLE: &str = "ACKSTREAM_CONFIG";
-/// Variables that belong to others begin so: the demo client's, and what Kubernetes sets for a Service that is named ackstream.
-const OTHERS_BEGIN: &[&str] = &["ACKSTREAM_CLIENT_", "ACKSTREAM_SERVICE_", "ACKSTREAM_PORT_"];
-/// Variables that belong to others: Kubernetes' again, and the path of this binary in other people's tests.
-const OTHERS: &[&str] = &["ACKSTREAM_PORT", "ACKSTREAM_BIN"];
+/// Variables that belong to others begin so: the demo client's.
+const OTHERS_BEGIN: &[&str] = &["ACKSTREAM_CLIENT_"];
+/// Variables that belong to others: the path of this binary in other people's tests.
+const OTHERS: &[&str] = &["ACKSTREAM_BIN"];
 /// The source of a value that nobody has set.
 pub(super) const DEFAULT: &str = "default";
 
@@ -106,6 +106,27 @@ fn is_ours(variable: &str) -> bool {
     variable.starts_with(PREFIX)
         && !OTHERS_BEGIN.iter().any(|other| variable.starts_with(other))
         && !OTHERS.contains(&variable)
+        && !is_of_a_service(variable)
+}
+
+/// Whether Kubernetes sets this variable in each container for a Service that is named ackstream or ackstream-SOMETHING, as Docker's links
+/// once did: `_SERVICE_HOST`, `_SERVICE_PORT` with or without the port's name, `_PORT`, `_PORT_9464_TCP`, and that with `_PROTO`, `_PORT` or
+/// `_ADDR`. No key of ours has such a name; two underscores are the dot of a table.
+fn is_of_a_service(variable: &str) -> bool {
+    let is_of_a_port = |rest: &str| {
+        let mut parts = rest.split('_');
+        let number =
+            parts.next().is_some_and(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()));
+        let protocol = parts.next().is_some_and(|part| ["TCP", "UDP", "SCTP"].contains(&part));
+        let what = parts.next().is_none_or(|part| ["PROTO", "PORT", "ADDR"].contains(&part));
+        number && protocol && what && parts.next().is_none()
+    };
+    !variable.contains("__")
+        && (variable.ends_with("_SERVICE_HOST")
+            || variable.ends_with("_SERVICE_PORT")
+            || variable.contains("_SERVICE_PORT_")
+            || variable.ends_with("_PORT")
+            || variable.match_indices("_PORT_").any(|(at, text)| is_of_a_port(&variable[at + text.len()..])))
 }
 
 /// The file, where there is one. Its text is read here, so that what is wrong with it is told with everything else.

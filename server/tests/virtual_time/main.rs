@@ -15,5 +15,6 @@ mod receiving;
 mod resets;
 mod security;
 mod seeds;
+mod sessions;
 mod support;
 mod topics;

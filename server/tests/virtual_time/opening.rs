@@ -23,7 +23,7 @@ async fn an_empty_open_is_enough_and_is_answered_before_anything_else() {
             max_message_bytes: 1 << 20,
             server_version: env!("CARGO_PKG_VERSION").into(),
             features: vec![1, 2],
-            session: Default::default(),
+            session: bytes::Bytes::new(),
         }
     );
     assert_eq!(consumer.delivery().await.id, 1);

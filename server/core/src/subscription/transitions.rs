@@ -234,16 +234,18 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
     ) -> Result<Key, IgnoreReason> {
         let key = self.find(id)?;
         let slot = self.messages.slot(key);
-        match slot.state {
-            _ if slot.attempts == 0 => Err(IgnoreReason::Unknown),
-            State::Ready(_) | State::Delayed | State::GivenUp { .. } => Err(IgnoreReason::NotHeld),
-            State::Outstanding(_) if self.is_overdue(key) => Err(IgnoreReason::NotHeld),
-            State::Outstanding(_) if attempt.is_some_and(|attempt| attempt != slot.attempts) => {
-                Err(IgnoreReason::Stale)
-            }
-            // Who is suspended must resume first.
-            State::Outstanding(Until::Deadline | Until::Moved) if slot.holder == consumer => Ok(key),
-            State::Outstanding(_) => Err(IgnoreReason::NotHeld),
+        let is_outstanding = matches!(slot.state, State::Outstanding(_)) && !self.is_overdue(key);
+        let is_suspended = matches!(slot.state, State::Outstanding(Until::Grace(_))); // who must resume first
+        if slot.attempts == 0 {
+            Err(IgnoreReason::Unknown)
+        } else if !is_outstanding {
+            Err(IgnoreReason::NotHeld)
+        } else if attempt.is_some_and(|attempt| attempt != slot.attempts) {
+            Err(IgnoreReason::Stale)
+        } else if slot.holder != consumer || is_suspended {
+            Err(IgnoreReason::NotHeld)
+        } else {
+            Ok(key)
         }
     }
 
