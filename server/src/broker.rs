@@ -87,8 +87,8 @@ pub enum PublishError {
     Refused {
         /// The topic.
         topic: String,
-        /// The subscription that refused.
-        subscription: String,
+        /// The subscription that refused; `None`: the publisher may not know its name.
+        subscription: Option<String>,
         /// Why.
         refusal: Refusal,
     },
@@ -127,10 +127,10 @@ impl fmt::Display for PublishError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { topic, subscription, refusal } => {
-                write!(
-                    f,
-                    "not accepted by topic \"{topic}\": subscription \"{subscription}\" takes no message, {refusal}"
-                )
+                let who = subscription
+                    .as_ref()
+                    .map_or_else(|| "a subscription".to_owned(), |name| format!("subscription {name:?}"));
+                write!(f, "not accepted by topic \"{topic}\": {who} takes no message, {refusal}")
             }
             Self::TooLarge { size, max } => {
                 write!(
@@ -150,6 +150,17 @@ impl PublishError {
     /// Whether the same publish may be accepted later: a backlog is full.
     pub const fn may_pass(&self) -> bool {
         matches!(self.reason(), RejectReason::BacklogFull)
+    }
+
+    /// The same, for a publisher that may know the names of only these subscriptions.
+    #[must_use]
+    pub fn as_told_to(self, may_know: impl FnOnce(&str) -> bool) -> Self {
+        match self {
+            Self::Refused { topic, subscription, refusal } => {
+                Self::Refused { topic, subscription: subscription.filter(|name| may_know(name)), refusal }
+            }
+            Self::TooLarge { .. } | Self::Invalid(_) | Self::Denied(_) => self,
+        }
     }
 
     /// What kind of reason this is.
@@ -346,7 +357,7 @@ impl Topic {
         let now = subscriptions.iter().map(|locked| locked.now).max().unwrap_or_default();
         ids.publish(&mut subscriptions, message, size, now).map_err(|refused| PublishError::Refused {
             topic: self.name.clone(),
-            subscription: self.subscriptions[refused.subscription].name().to_owned(),
+            subscription: Some(self.subscriptions[refused.subscription].name().to_owned()),
             refusal: refused.refusal,
         })
     }
@@ -381,5 +392,25 @@ impl Topic {
         } else {
             Err(PublishError::TooLarge { size, max: self.max_message_bytes })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_publisher_is_not_told_the_name_of_a_subscription_that_it_may_not_know() {
+        let refused = || PublishError::Refused {
+            topic: "orders".into(),
+            subscription: Some("secret".into()),
+            refusal: Refusal::TooManyMessages { max: 1 },
+        };
+
+        let [known, unknown] = [true, false].map(|may_know| refused().as_told_to(|_| may_know).to_string());
+
+        let full = "takes no message, its backlog is full (max_backlog_messages = 1)";
+        assert_eq!(known, format!("not accepted by topic \"orders\": subscription \"secret\" {full}"));
+        assert_eq!(unknown, format!("not accepted by topic \"orders\": a subscription {full}"));
     }
 }

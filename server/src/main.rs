@@ -31,6 +31,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long the collector may take for the last traces.
 const FLUSH_GRACE: Duration = Duration::from_secs(2);
+/// How long the server may take to end, besides the drain: an output that nobody reads, say, must not keep it.
+const END_GRACE: Duration = Duration::from_secs(5);
 /// How long clients may take to read the end of their streams.
 const CLOSING_GRACE: Duration = Duration::from_secs(2);
 
@@ -64,7 +66,7 @@ fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
             config.settings.traces = traces;
             block_on(Builder::new_current_thread(), run(is_demo, config, &ignored))
         }
-        Wanted::Config => say(&both(usage, config().and_then(Config::with_files))?.1.to_string()),
+        Wanted::Config => process::answer(&both(usage, config().and_then(Config::with_files))?.1.to_string()),
         Wanted::Health(question) => {
             let ((), config) = both(usage, config())?;
             let question = question.of_own_server(&config.security);
@@ -85,7 +87,7 @@ fn perform(invocation: Invocation) -> Result<Exit, Vec<Problem>> {
         }
         Wanted::Completions(shell) => {
             usage?;
-            say(&cli::completions(shell))
+            process::answer(&cli::completions(shell))
         }
     })
 }
@@ -101,7 +103,7 @@ fn both<A, B>(one: Result<A, Vec<Problem>>, other: Result<B, Vec<Problem>>) -> R
 
 fn wrong(problems: &[Problem]) -> Exit {
     for problem in problems {
-        eprintln!("ackstream: {problem}");
+        process::complain(problem);
     }
     Exit::Usage
 }
@@ -167,8 +169,9 @@ async fn run(is_demo: bool, config: Config, ignored: &[String]) -> Exit {
 
     let ending = tokio::select! {
         () = serve(is_demo, &config, &server) => Ending::Completed,
-        () = signals.next() => Ending::Stopping,
+        () = signals.next_for_a_server(|| hung_up(&config)) => Ending::Stopping,
     };
+    process::end_within(config.drain_timeout + END_GRACE);
     tokio::select! {
         () = close(ending, &config, &server, &stop, &connections) => {}
         () = signals.next() => info!("Stopping at once"), // whoever asks twice does not want to wait
@@ -225,27 +228,21 @@ fn bind(listen: Listen, flag: &str) -> Result<(TcpListener, SocketAddr), String>
 
 async fn ask(question: &health::Question, config: &Config) -> Exit {
     match health::ask(question, config.listen).await {
-        Ok(()) => say("SERVING\n"),
+        Ok(()) => process::answer("SERVING\n"),
         Err(why) => {
-            eprintln!("ackstream: {why}");
+            process::complain(why);
             Exit::Refused
         }
     }
 }
 
 fn unavailable(why: &str) -> Exit {
-    eprintln!("ackstream: {why}");
+    process::complain(why);
     Exit::Unavailable
 }
 
-fn say(text: &str) -> Exit {
-    use std::io::{ErrorKind, Write as _};
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            eprintln!("ackstream: cannot print: {error}");
-            Exit::Refused
-        }
-        Ok(()) | Err(_) => Exit::Done, // a closed output has nobody to tell
-    }
+/// Nobody's terminal was closed: somebody asks a service to read its files anew.
+fn hung_up(config: &Config) {
+    let interval = humantime::format_duration(config.settings.security.reload_interval());
+    info!("SIGHUP: going on; certificates and tokens are read anew every {interval} without it (--reload-interval)");
 }

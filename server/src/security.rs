@@ -86,6 +86,11 @@ impl Security {
         self.tls.as_ref().map(|tls| TlsAcceptor::from(Arc::unwrap_or_clone(tls.current())))
     }
 
+    /// How often files are read anew.
+    pub const fn reload_interval(&self) -> Duration {
+        self.reload_interval
+    }
+
     /// Whether clients have to say who they are.
     pub const fn asks_who_calls(&self) -> bool {
         self.tokens.is_some() || self.asks_for_certificates

@@ -293,3 +293,58 @@ async fn the_log_leaves_lines_out_rather_than_grow_and_says_so() {
     assert!(rest.matches("Sent message").count() < 100, "{rest}");
     assert!(rest.contains("200 published = 200 acked"), "{rest}");
 }
+
+#[test]
+fn a_hangup_without_a_terminal_does_not_end_a_server() {
+    let mut server = Process::start(&["serve"]);
+
+    server.signal("-HUP");
+
+    let line = server.line();
+    assert!(line.contains("SIGHUP: going on; certificates and tokens are read anew every 5s"), "{line}");
+    assert_eq!(server.metric("ackstream_connections"), 0, "it serves");
+    server.signal("-TERM");
+    assert_eq!(server.end().1, Some(0));
+}
+
+#[test]
+fn a_server_that_was_to_ignore_hangups_says_nothing_of_them() {
+    let unset = "unset ACKSTREAM_REVISION ACKSTREAM_RUSTC"; // the tests' own
+    let script = format!("trap '' HUP; {unset}; exec \"$0\" serve --listen 127.0.0.1:0 \"$@\"");
+    let mut shell = std::process::Command::new("sh");
+    let server = Process::spawn(shell.args(["-c", &script, env!("CARGO_BIN_EXE_ackstream")]));
+
+    server.signal("-HUP");
+    server.signal("-TERM");
+
+    let (log, code) = server.end();
+    assert_eq!((log.contains("SIGHUP"), code), (false, Some(0)), "{log}");
+}
+
+#[test]
+fn a_server_whose_output_nobody_reads_ends_all_the_same() {
+    let options = ["serve", "--log-lines-per-second", "100000", "--drain-timeout", "100ms"];
+    let mut server = Process::start(&options);
+    let target = server.address.to_string();
+    let load = ["bench", "--target", &target, "--count", "30000", "--metrics", "off"];
+    assert!(ackstream(&load).stdout(std::process::Stdio::null()).status().expect("it runs").success());
+
+    server.signal("-TERM");
+
+    assert_eq!(
+        server.ends_unread_within(std::time::Duration::from_secs(15)),
+        Some(0),
+        "5.1 s and what a busy machine adds"
+    );
+}
+
+#[test]
+fn a_standard_error_that_is_gone_changes_no_exit_code() {
+    for (arguments, code) in [(&["serve", "--listen", "nonsense"][..], 64), (&["health", "--target", "127.0.0.1:9"], 1)]
+    {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let status = ackstream(arguments).stderr(writer).status().expect("it runs");
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+}

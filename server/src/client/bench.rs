@@ -130,17 +130,17 @@ pub async fn run(options: Options) -> Exit {
     if let End::Broke(status) = &end {
         say(&format!("a stream ended: {}", status.message()));
     }
-    let is_good = match watch.times() {
-        None => false, // it never began
+    let printed = match watch.times() {
+        None => Exit::Refused, // it never began
         Some(times) => {
             let report = Report::new(&options, &load, times, watch.outcomes, ledger(&options).await);
-            report.print(options.json);
-            report.is_good()
+            let printed = report.print(options.json);
+            if report.is_good() { printed } else { Exit::Refused }
         }
     };
     match end {
-        End::Complete if is_good => Exit::Done,
-        End::Complete | End::Abandoned => Exit::Refused,
+        End::Complete => printed,
+        End::Abandoned => Exit::Refused,
         End::Broke(status) if link::is_final(status.code()) => Exit::Usage,
         End::Broke(_) => Exit::Unavailable,
     }

@@ -78,6 +78,7 @@ struct Conversation {
     denied: Option<Denied>,
     receiver: Option<Receiver>,
     session: Arc<Session>,
+    caller: Caller,
     clock: Clock,
 }
 
@@ -136,9 +137,6 @@ impl Incoming {
             _ => {}
         }
         let topic = Arc::clone(self.broker.topic(topic_name).map_err(|unknown| self.tell(unknown, &open))?);
-        if topic.is_draining() {
-            return Err(Refused::Stopping); // it would wait for the end of the drain, and the next server may be there already
-        }
         let mut opened = Opened {
             epoch: topic.epoch(),
             topic: topic.name().to_owned(),
@@ -158,13 +156,18 @@ impl Incoming {
             opened.max_retries = Some(policy.max_retries.unwrap_or(u32::MAX));
             Some(subscription)
         };
+        // Only whoever may know that there is such a topic learns this.
+        if topic.is_draining() {
+            return Err(Refused::Stopping); // it would wait for the end of the drain, and the next server may be there already
+        }
         debug!(client_id = open.client_id, topic = opened.topic, subscription = opened.subscription, "stream opens");
         let max_batch = open.max_batch_messages as usize;
         let receiver = match subscription {
             Some(subscription) => self.attach(&subscription, opened, &open, max_batch)?,
             None => self.session.open(max_batch, || (opened, None)),
         };
-        Ok(Conversation { topic, denied, receiver, session: Arc::clone(&self.session), clock: self.clock })
+        let (session, caller, clock) = (Arc::clone(&self.session), self.caller.clone(), self.clock);
+        Ok(Conversation { topic, denied, receiver, session, caller, clock })
     }
 
     /// Attaches a consumer to the subscription, or takes up again the one that the client's session names.
@@ -300,7 +303,10 @@ impl Conversation {
         self.session.room_for_answer().await?;
         let ack_id = data.id;
         let result = match self.denied.clone() {
-            None => self.topic.publish(&Message::from(data)),
+            None => {
+                let published = self.topic.publish(&Message::from(data));
+                published.map_err(|error| error.as_told_to(|subscription| self.caller.may(Verb::Consume, subscription)))
+            }
             Some(denied) => Err(self.topic.reject(PublishError::Denied(denied))),
         };
         self.session.answer(Answer { ack_id, result, at: self.clock.now() });

@@ -121,6 +121,19 @@ impl Process {
         page
     }
 
+    /// Its exit code, once it has ended, though nobody reads what it says.
+    #[allow(dead_code, reason = "not all tests leave it unread")]
+    pub(crate) fn ends_unread_within(&mut self, patience: Duration) -> Option<i32> {
+        let began = std::time::Instant::now();
+        while began.elapsed() < patience {
+            if let Some(status) = self.child.try_wait().expect("it can be asked") {
+                return status.code();
+            }
+            std::thread::yield_now();
+        }
+        None
+    }
+
     /// Everything that is left to read, and the exit code.
     #[allow(dead_code, reason = "not all tests read it")]
     pub(crate) fn end(mut self) -> (String, Option<i32>) {

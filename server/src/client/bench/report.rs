@@ -13,6 +13,8 @@ use super::ids::Ids;
 use super::laws::{Books, Ledger};
 use super::load::{Load, latencies};
 use super::{Options, Outcome};
+use crate::exit::Exit;
+use crate::process;
 
 /// The shares of all latencies that are told: a half, and what is seldom.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
@@ -100,13 +102,9 @@ impl Report {
         self.refused == 0 && self.short == 0 && self.missing.values().all(|&missing| missing == 0) && laws_hold
     }
 
-    /// Prints it.
-    pub(super) fn print(&self, as_json: bool) {
-        if as_json {
-            println!("{}", self.json());
-        } else {
-            print!("{}", self.text());
-        }
+    /// Prints it, and says how the process ends where nothing else went wrong.
+    pub(super) fn print(&self, as_json: bool) -> Exit {
+        process::answer(&if as_json { format!("{}\n", self.json()) } else { self.text() })
     }
 
     fn text(&self) -> String {
