@@ -153,7 +153,8 @@ step_compose() {
   fi
 }
 
-step_buf() { "$venv/bin/buf" lint; }
+# The contract, and that clients of 0.1.0 still understand it.
+step_buf() { "$venv/bin/buf" lint && "$venv/bin/buf" breaking --against proto/ackstream-0.1.0.binpb; }
 
 # The consumer in Go, made and run as the README says.
 step_go() {

@@ -221,7 +221,7 @@ class Demo:
                 say("Leaving: what has no answer goes back to the subscription")
                 leave()
 
-            self.output.on_closed = leave
+            self.output.when_closed(leave)
             for name in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(name, leave_on_signal)
             try:

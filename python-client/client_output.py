@@ -1,6 +1,7 @@
 """What client.py prints: lines for people, in colour on a terminal, or JSON; not too many about single messages."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,11 @@ LEVELS = {GREEN: "INFO", RED: "WARN", YELLOW: "WARN", PLAIN: "INFO"}
 
 
 class Output:
-    """Lines on stdout; none, and a call of `on_closed`, when nobody reads them any more."""
+    """Lines on stdout; none when nobody reads them any more or there is no room for them.
+
+    Attributes:
+        is_closed: Whether that has happened. A process without a stdout prints nothing and goes on.
+    """
 
     def __init__(self, lines_per_second: int = 1_000, summary_interval: float = 1.0, *, as_json: bool = False) -> None:
         """Makes an output.
@@ -31,7 +36,10 @@ class Output:
             lines_per_second: Lines about single messages, at most; 0 = none.
             summary_interval: Seconds after which it says how many of those were left out.
         """
-        self.on_closed: Callable[[], object] = lambda: None
+        self._on_closed: Callable[[], object] = lambda: None
+        self.is_closed = False
+        if sys.stdout is None:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as long as the process
         self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._as_json = as_json
         self._lines_per_second = lines_per_second
@@ -40,6 +48,12 @@ class Output:
         self._written = 0
         self._left_out = 0
         self._summary: asyncio.TimerHandle | None = None
+
+    def when_closed(self, call: Callable[[], object]) -> None:
+        """Has this called once nobody reads the lines any more, or at once where that has happened."""
+        self._on_closed = call
+        if self.is_closed:
+            call()
 
     def say_of_message(self, line: str, colour: str = PLAIN, **fields: str | int) -> None:
         """Prints one line about a single message, unless there were too many. Called where an event loop runs.
@@ -80,10 +94,14 @@ class Output:
             # One write a line, also where stdout is not buffered: another process may write to the same terminal.
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-        except BrokenPipeError:
+        except OSError as error:
             # The interpreter flushes stdout when it ends: let it be into nothing.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.on_closed()
+            if not isinstance(error, BrokenPipeError):
+                with contextlib.suppress(OSError, AttributeError):  # stderr may be gone, too
+                    sys.stderr.write(f"client.py: cannot print: {error.strerror}; leaving\n")
+            self.is_closed = True
+            self._on_closed()
 
 
 def as_json(level: str, line: str, **fields: str | int) -> str:

@@ -32,9 +32,9 @@ _UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Delivery:
     """One handing-over of one message to this consumer.
 
-    It is answered once, by `ack`, `nack`, `release` or `leave`; what follows is ignored. Until then the consumer extends
-    it by itself, for `max_extension` seconds. All methods return at once, may be called from any thread, and never raise for
-    what the server may make of them: an answer that comes too late is counted there and ignored.
+    It is answered once, by `ack`, `nack`, `release` or `leave`; what follows is ignored. Until then the consumer
+    extends it by itself, for `max_extension` seconds. All methods return at once, may be called from any thread, and
+    never raise for what the server may make of them: an answer that comes too late is counted there and ignored.
 
     As a context manager it is acked when the block ends, nacked when it raises (the exception goes on), dropped when it
     raises `Reject` (which ends there), and left to its deadline when it is cancelled. Inside the block, as inside a

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -199,6 +200,32 @@ def test_a_payload_is_printed_as_one_safe_line() -> None:
     assert client_output.shown("\u202e".encode()) == r"\u202e"
     long = client_output.shown(b"x" * 1_048_576)
     assert long == "x" * 200 + "... (1,048,576 bytes)"
+
+
+def test_without_a_stdout_nothing_is_printed_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    closed: list[bool] = []
+    output = client_output.Output()
+    output.when_closed(lambda: closed.append(True))
+
+    output.say("hello")
+
+    assert closed == []
+
+
+def test_an_output_without_room_is_told_once_and_ends_the_client(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        closed: list[bool] = []
+        output = client_output.Output()
+        output.say("before anybody asked")
+        output.when_closed(lambda: closed.append(True))
+        output.say("more")
+
+    assert closed == [True]
+    assert capsys.readouterr().err == "client.py: cannot print: No space left on device; leaving\n"
 
 
 class Demonstration:

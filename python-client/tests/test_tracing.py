@@ -63,7 +63,8 @@ async def running(server: FakeServer, recorder: Recorder, answer: Answer) -> Asy
         answer(delivery)
 
     async with server.client(tracer_provider=recorder.provider) as client:
-        task = asyncio.create_task(client.consume("demo", "demo").run(handle, concurrency=4))
+        consumer = client.consume("demo", "demo", max_outstanding_messages=2)
+        task = asyncio.create_task(consumer.run(handle, concurrency=2))
         stream = await server.next_stream()
         stream.accept()
         yield stream
@@ -229,7 +230,7 @@ async def test_an_attempt_whose_stream_breaks_is_released_and_its_ack_still_goes
         async with await anext(consumer):
             first.break_off()
             second = await server.next_stream()
-            second.accept()
+            second.accept(resumes=False)
             await everything_that_needs_no_time()
         await everything_that_needs_no_time()
     assert second.acked == [7]
@@ -245,14 +246,16 @@ async def test_a_delivery_without_an_answer_ends_with_its_deadline(server: FakeS
         assert error_of(recorder.only("process demo")) == "expired"
 
 
-async def test_a_delivery_without_an_answer_ends_with_the_next_attempt(server: FakeServer, recorder: Recorder) -> None:
+async def test_an_adopted_redelivery_goes_on_in_the_span_of_the_attempt_that_is_handled(
+    server: FakeServer, recorder: Recorder
+) -> None:
     async with iterating(server, recorder) as (consumer, stream):
         stream.deliver(7, trace_context=SAMPLED)
-        await anext(consumer)
-        stream.deliver(7, attempt=2, trace_context=SAMPLED)
-        (await anext(consumer)).ack()
-    first, second = recorder.named("process demo")
-    assert (error_of(first), error_of(second)) == ("expired", None)
+        async with await anext(consumer):
+            stream.deliver(7, attempt=2, trace_context=SAMPLED)
+            await everything_that_needs_no_time()
+    assert error_of(recorder.only("process demo")) is None
+    assert recorder.started == len(recorder.spans), "every span has ended"
 
 
 @pytest.mark.parametrize("how", ["break", "leave", "end"])
@@ -270,23 +273,9 @@ async def test_a_delivery_without_an_answer_ends_with_its_stream(
     assert error_of(recorder.only("process demo")) == "released"
 
 
-async def test_an_ack_of_an_earlier_attempt_ends_the_later_one_that_it_settles(
-    server: FakeServer, recorder: Recorder
-) -> None:
-    async with iterating(server, recorder) as (consumer, stream):
-        stream.deliver(7, trace_context=SAMPLED)
-        first = await anext(consumer)
-        stream.deliver(7, attempt=2, trace_context=SAMPLED)
-        async with await anext(consumer):
-            first.ack()
-    assert [error_of(span) for span in recorder.named("process demo")] == ["expired", None]
-    assert len(recorder.named("ack")) == 1
-    assert recorder.started == len(recorder.spans), "every span has ended"
-
-
 async def test_an_answer_to_another_epoch_is_discarded_and_says_so(server: FakeServer, recorder: Recorder) -> None:
     async with iterating(server, recorder) as (consumer, first):
-        first.deliver(7, 8, trace_context=UNSAMPLED)
+        first.deliver(7, 8, trace_context=SAMPLED)
         async with await anext(consumer):
             waiting = await anext(consumer)
             first.break_off()
@@ -296,7 +285,7 @@ async def test_an_answer_to_another_epoch_is_discarded_and_says_so(server: FakeS
             second.accept(epoch=2)
             await everything_that_needs_no_time()
     assert second.acked == []
-    assert [error_of(span) for span in recorder.named("process demo")] == ["released", "released"]
+    assert [error_of(span) for span in recorder.named("process demo")] == [None, "released"]
     assert [error_of(span) for span in recorder.named("ack")] == ["discarded"]
 
 
@@ -323,7 +312,7 @@ async def test_a_nack_whose_stream_breaks_before_it_leaves_is_released(server: F
         await everything_that_needs_no_time()
         two.nack()
         first.break_off()
-        (await server.next_stream()).accept()
+        (await server.next_stream()).accept(resumes=False)
         await everything_that_needs_no_time()
     assert error_of(recorder.only("nack")) == "released"
 

@@ -18,23 +18,39 @@
 //!
 //! A message that is given up counts as delayed.
 //!
+//! How a delivery ends says what it costs. A **failure** (nacked, expired) costs a retry. An **interruption** (the consumer's stream
+//! broke while the delivery was in progress, and it did not resume) costs none; from the second one on the message is delivered
+//! **alone**, and only interruptions while it is alone can drop it. A **release** costs nothing.
+//!
+//! A consumer is attached over one stream or several. Between two of them it is **suspended**: it holds what it holds, no deadline
+//! passes, and it gets nothing.
+//!
+//! ```text
+//!             suspend                 resume
+//!   attached ─────────▶ suspended ─────────────▶ attached
+//!       │ detach            │ its grace is over, or a drain
+//!       ╰───────────────────┴──────▶ detached
+//! ```
+//!
 //! The methods of [`Subscription`] are of four kinds:
 //!
 //! - **inputs** change it: [`enqueue`](Subscription::enqueue) (through [`Topic::publish`]), [`attach`](Subscription::attach),
-//!   [`detach`](Subscription::detach), [`ack`](Subscription::ack), [`nack`](Subscription::nack),
-//!   [`extend`](Subscription::extend), [`drain`](Subscription::drain);
+//!   [`detach`](Subscription::detach), [`suspend`](Subscription::suspend), [`resume`](Subscription::resume),
+//!   [`heard`](Subscription::heard), [`ack`](Subscription::ack), [`nack`](Subscription::nack), [`extend`](Subscription::extend),
+//!   [`drain`](Subscription::drain);
 //! - **pulls** hand something over: [`next_delivery`](Subscription::next_delivery) when a consumer asks for one,
 //!   [`offer_dead_letter`](Subscription::offer_dead_letter) when the dead-letter topic may take one,
 //!   [`next_wake`](Subscription::next_wake) after every other call;
 //! - **time**: [`next_due`](Subscription::next_due) says when [`advance`](Subscription::advance) must be called;
 //! - **getters** change nothing that anyone could see.
 //!
-//! What happens is told as [`Event`]s to an [`Observer`], which cannot alter it. Two laws hold after every call, and a call that
+//! What happens is told as [`Event`]s to an [`Observer`], which cannot alter it. Three laws hold after every call, and a call that
 //! would break them panics:
 //!
 //! ```text
 //! messages:    published = acked + dropped + ready + delayed + outstanding
-//! deliveries:  sent      = acked + nacked + expired + released + outstanding
+//! deliveries:  sent      = acked + nacked + expired + interrupted + released + outstanding
+//! fairness:    each drop names the message's own failures, its rejection, or its own interruptions
 //! ```
 //!
 //! Effects of time happen in the order and at the instant in which they were due, however late they are computed: before an input at
