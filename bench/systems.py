@@ -115,7 +115,8 @@ LAWS = re.compile(
     r"messages: +(\d+) published = (\d+) acked \+ (\d+) dropped \+ (\d+) ready \+ (\d+) delayed \+ (\d+) outstanding"
 )
 DELIVERIES = re.compile(
-    r"deliveries: +(\d+) sent = (\d+) acked \+ (\d+) nacked \+ (\d+) expired \+ (\d+) interrupted \+ (\d+) released \+ (\d+) outstanding"
+    r"deliveries: +(\d+) sent = (\d+) acked \+ (\d+) nacked \+ (\d+) expired"
+    r" \+ (\d+) interrupted \+ (\d+) released \+ (\d+) outstanding"
 )
 
 

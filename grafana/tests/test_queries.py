@@ -57,6 +57,8 @@ class Day:
 
 # Slow deliveries are answered after their deadline.
 SLOW = ("--slow-delay", "600ms", "--max-extension", "0s")
+# The answer comes before the next attempt, which would be the one that is acked.
+BACKOFF = ("--min-backoff", "200ms", "--max-backoff", "200ms")
 DAYS = {
     "good": Day(
         ("--interval", "20ms"),
@@ -64,7 +66,7 @@ DAYS = {
         frozenset(),
     ),
     "retry-storm": Day(
-        ("--interval", "20ms"),
+        ("--interval", "20ms", *BACKOFF),
         ("--drop-rate=0.1", "--fail-rate=0.5", "--slow-rate=0.1", *SLOW),
         frozenset({"deliveries are amplified", "late acks are up"}),
     ),
@@ -74,7 +76,7 @@ DAYS = {
         frozenset({"retries are flat over the attempts", "few messages are dropped and grow old"}),
     ),
     "slow-consumer": Day(
-        ("--interval", "20ms", "--max-outstanding-messages", "10"),
+        ("--interval", "20ms", "--max-outstanding-messages", "10", *BACKOFF),
         ("--drop-rate=0", "--delay=420ms", "--slow-rate=0.2", *SLOW),
         frozenset({"acks come at the deadline", "consumers are full", "late acks are up"}),
     ),

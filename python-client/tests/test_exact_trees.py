@@ -105,9 +105,9 @@ async def tell_all_stories(collector: Collector) -> None:
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_TRACES_SAMPLER": "always_on"}
     options = ("--ack-deadline", "300ms", "--max-retries", "1", "--listen", "127.0.0.1:0", "--metrics-listen", "off")
-    options += ("--min-backoff", "0s", "--max-backoff", "0s", "--reconnect-grace", "0s")
+    immediately = ("--min-backoff", "0s", "--max-backoff", "0s", "--reconnect-grace", "0s")
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(running(BINARY, "serve", *options, **environment))
+        server = await stack.enter_async_context(running(BINARY, "serve", *options, *immediately, **environment))
         target = (await server.line(r"Starting gRPC server on (\S+)$"))[1]
         proxy = await stack.enter_async_context(proxied(target))
 

@@ -32,7 +32,7 @@ impl Bench {
         let subscription = Subscription::new(name(), &policy, None, watch, Clock::start());
         let mut locked = subscription.lock();
         let (window, now) = (Window { max_messages: 1_000, max_bytes: u64::MAX }, locked.now);
-        let consumer = locked.attach(Attachment { window, auto_ack: false }, now);
+        let consumer = locked.attach(Attachment { window, auto_ack: false, handlers: 0 }, now);
         drop(locked);
         Self { subscription, consumer, next: 1 }
     }

@@ -34,7 +34,7 @@ fn main() {
         let policy = Policy { ack_deadline: Duration::from_secs(600), ..policy };
         let mut subscription = Subscription::new(policy, Nobody);
         let window = Window { max_messages: u32::MAX, max_bytes: u64::MAX };
-        let consumer = subscription.attach(Attachment { window, auto_ack: false }, Time::ZERO);
+        let consumer = subscription.attach(Attachment { window, auto_ack: false, handlers: 0 }, Time::ZERO);
         let (mut accept, mut deliver, mut ack) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
         let mut now = 1;
         let mut at = || {
