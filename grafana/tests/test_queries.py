@@ -58,7 +58,7 @@ class Day:
 # Slow deliveries are answered after their deadline.
 SLOW = ("--slow-delay", "600ms", "--max-extension", "0s")
 # The answer comes before the next attempt, which would be the one that is acked.
-BACKOFF = ("--min-backoff", "200ms", "--max-backoff", "200ms")
+BACKOFF = ("--min-backoff", "700ms", "--max-backoff", "700ms")
 DAYS = {
     "good": Day(
         ("--interval", "20ms"),
@@ -67,7 +67,7 @@ DAYS = {
     ),
     "retry-storm": Day(
         ("--interval", "20ms", *BACKOFF),
-        ("--drop-rate=0.1", "--fail-rate=0.5", "--slow-rate=0.1", *SLOW),
+        ("--drop-rate=0.1", "--fail-rate=0.5", "--slow-rate=0.2", *SLOW),
         frozenset({"deliveries are amplified", "late acks are up"}),
     ),
     "poison-message": Day(
