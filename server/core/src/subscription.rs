@@ -228,8 +228,8 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         self.finish();
     }
 
-    /// A consumer's stream is gone, and it may [`resume`](Self::resume) until then. Its deliveries end at that instant, and no sooner.
-    /// While draining it leaves at once.
+    /// A consumer's stream is gone, and it may [`resume`](Self::resume) until then. Its deliveries end at that instant, or
+    /// [`MAX_DELIVERY`](crate::MAX_DELIVERY) after their hand-over if that is sooner. While draining it leaves at once.
     pub fn suspend(&mut self, consumer: ConsumerId, leave: Leave, until: Time, now: Time) {
         self.begin(now);
         if self.consumers.get(consumer).is_some_and(|known| known.suspended.is_none()) {

@@ -5,6 +5,7 @@ use super::transitions::Cause;
 use crate::consumers::{Attachment, ConsumerId};
 use crate::event::{Event, Leave, MessageId, Observer, Outcome, Release};
 use crate::messages::Until;
+use crate::policy::MAX_DELIVERY;
 use crate::slab::Key;
 use crate::time::Time;
 
@@ -59,10 +60,12 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
         }
     }
 
+    /// The deliveries of a consumer end with its grace, and none later than [`MAX_DELIVERY`] after its hand-over.
     pub(super) fn begin_grace(&mut self, consumer: ConsumerId, leave: Leave, until: Time) {
         for (key, in_progress) in self.held_by_consumer(consumer) {
             self.take_from_deadlines(key);
-            self.end_at(key, Until::Grace(Self::end_of(leave, in_progress)), until);
+            let end = until.min(self.messages.slot(key).at.plus(MAX_DELIVERY));
+            self.end_at(key, Until::Grace(Self::end_of(leave, in_progress)), end);
         }
         self.consumers.suspend(consumer, until, leave);
         self.graces.insert((until, consumer));

@@ -199,3 +199,15 @@ fn no_resume_makes_a_delivery_last_longer_than_an_hour() {
 
     assert_eq!(bench.next_due(), Some(3_600_000));
 }
+
+#[test]
+fn no_grace_makes_a_delivery_last_longer_than_an_hour() {
+    let mut bench = Workbench::with(|policy| policy.ack_deadline = ms(3_600_000));
+    bench.publish(0, 1);
+    let consumer = bench.attach(0);
+    bench.take(0, consumer);
+
+    bench.suspend(3_599_000, consumer, Leave::Broken, 3_700_000);
+
+    assert_eq!(bench.next_due(), Some(3_600_000));
+}

@@ -320,8 +320,8 @@ impl Model {
         }
         for (id, outcome) in self.ends_of(consumer, leave) {
             let State::Outstanding(delivery) = self.messages[&id].state else { unreachable!("it is held") };
-            let grace = Some(outcome);
-            self.put(id, State::Outstanding(Outstanding { deadline: until, moved: true, grace, ..delivery }));
+            let (deadline, grace) = (until.min(delivery.sent_at + LONGEST_DELIVERY), Some(outcome));
+            self.put(id, State::Outstanding(Outstanding { deadline, moved: true, grace, ..delivery }));
         }
         self.consumers.get_mut(&consumer).expect("it is there").suspended = Some((until, leave));
         self.graces.insert((until, consumer));
