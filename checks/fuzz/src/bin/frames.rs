@@ -54,7 +54,7 @@ fuzz_target!(|input: &[u8]| WORLD.with_borrow_mut(|place| {
     let world = place.get_or_insert_with(World::new);
     let all = async { tokio::time::timeout(PATIENCE, converse(&world.server, input)).await };
     world.runtime.block_on(all).expect("every stream ends");
-    world.runtime.block_on(tokio::time::sleep(TAIL)); // no session waits for its client any longer
+    world.runtime.block_on(async { tokio::time::sleep(TAIL).await }); // no session waits for its client any longer
     for (_, subscription) in world.server.broker().subscriptions() {
         let locked = subscription.lock();
         let (counts, backlog) = (locked.counts(), locked.backlog());
