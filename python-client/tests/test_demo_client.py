@@ -211,6 +211,7 @@ def test_without_a_stdout_nothing_is_printed_and_nothing_fails(monkeypatch: pyte
     output.say("hello")
 
     assert closed == []
+    sys.stdout.close()  # what the output put in its place
 
 
 def test_an_output_without_room_is_told_once_and_ends_the_client(

@@ -61,7 +61,7 @@ async def test_what_is_never_answered_is_sent_four_times_an_ack_deadline_apart_a
     async with server("serve", "--ack-deadline", "500ms", "--max-retries", "3") as (_, target):
         async with ackstream.connect(target) as client:
             await client.publish_many("demo", [b"a", b"b", b"c"])
-            consumer = client.consume("demo", "demo", max_extension=0)
+            consumer = client.consume("demo", "demo", max_extension=0, concurrency=3)
             try:
                 async with asyncio.timeout(3):
                     async for delivery in consumer:
