@@ -27,6 +27,8 @@ use crate::server::Settings;
 use crate::telemetry::LineLimits;
 use values::Values;
 
+/// A batch of small messages has no more bytes.
+const LARGEST_BATCH: u64 = 1 << 20;
 /// The largest message that any configuration may allow (16 MiB).
 const LARGEST_MESSAGE: u64 = 16 << 20;
 
@@ -104,14 +106,16 @@ impl Config {
         }
         let topics = topics::topics(&mut values, &policy, max_message_bytes);
         let hour = Duration::from_hours(1);
+        let connections = connection_limits(&mut values);
         let limits = StreamLimits {
             max_streams: values.at_least_one("max_streams", values::number::<u32>) as usize,
             max_outstanding_messages: values.at_least_one("max_outstanding_messages", values::number),
             max_outstanding_bytes: values.at_least_one("max_outstanding_bytes", values::bytes),
             consumer_stuck_after: values.between("consumer_stuck_after", Duration::from_secs(1), hour),
+            // What waits in HTTP/2, and the largest frame: a message, or a batch. Twice, for what the system holds.
+            unread_bytes_per_stream: 2 * (connections.send_buffer_bytes as u64 + max_message_bytes.max(LARGEST_BATCH)),
             reconnect_grace: values.between("reconnect_grace", Duration::ZERO, Duration::from_mins(5)),
         };
-        let connections = connection_limits(&mut values);
         let drain_timeout = values.between("drain_timeout", Duration::ZERO, hour);
         let summary_interval = values.between("log_summary_interval", Duration::from_millis(100), hour);
         let count = NonZeroU64::new(values.get(DEMO_COUNT, values::count));

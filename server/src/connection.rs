@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,13 +16,16 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::life::{Life, Watched};
 use crate::security::{CertificateNames, Security, names_of};
 use crate::telemetry::{ConnectionClosing, ConnectionCounts, CountedRoutes};
 
 /// The first bytes of every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// hyper asks for signs of life, and never ends a connection itself: it knows whole frames alone, and a large one takes its time.
+const OUT_OF_REACH: Duration = Duration::from_hours(24 * 365);
 /// Connections that began together do not end together: their age differs by up to this share of it, to either side (gRPC A9).
 const AGE_JITTER: f64 = 0.1;
 
@@ -54,6 +58,13 @@ pub struct ConnectionLimits {
     pub send_buffer_bytes: usize,
 }
 
+impl ConnectionLimits {
+    /// After so long without a sign of life a connection ends.
+    const fn longest_silence(&self) -> Duration {
+        self.keepalive_interval.saturating_add(self.keepalive_timeout)
+    }
+}
+
 /// How a connection broke.
 #[derive(Debug)]
 pub enum ConnectionError {
@@ -63,6 +74,8 @@ pub enum ConnectionError {
     NoPreface(String),
     /// HTTP/2 ended it.
     Http2(hyper::Error),
+    /// Not a byte came for so long, although the client was asked for one.
+    Silent(Duration),
 }
 
 impl fmt::Display for ConnectionError {
@@ -71,6 +84,9 @@ impl fmt::Display for ConnectionError {
             Self::NoTls(why) => write!(f, "no TLS: {why}"),
             Self::NoPreface(why) => write!(f, "this is not HTTP/2: {why}"),
             Self::Http2(error) => error.fmt(f),
+            Self::Silent(silence) => {
+                write!(f, "no sign of life for {}", humantime::format_duration(*silence))
+            }
         }
     }
 }
@@ -118,8 +134,10 @@ impl Connections {
         stop: CancellationToken,
     ) -> Result<(), ConnectionError> {
         let _open = self.counts.count_open();
+        let life = Life::begin();
+        let io = Watched::new(io, Arc::clone(&life));
         let Some(acceptor) = self.security.tls() else {
-            return self.serve_http2(io, CertificateNames::default(), stop).await;
+            return self.serve_http2(io, life, CertificateNames::default(), stop).await;
         };
         let handshake = tokio::time::timeout(self.limits.handshake_timeout, acceptor.accept(io));
         let stream = tokio::select! {
@@ -132,7 +150,7 @@ impl Connections {
         };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let names = CertificateNames(shown.map(names_of).unwrap_or_default().into());
-        Box::pin(self.serve_http2(stream, names, stop)).await
+        Box::pin(self.serve_http2(stream, life, names, stop)).await
     }
 
     fn no_tls(&self, why: String) -> ConnectionError {
@@ -143,6 +161,7 @@ impl Connections {
     async fn serve_http2(
         &self,
         mut io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        life: Arc<Life>,
         names: CertificateNames,
         stop: CancellationToken,
     ) -> Result<(), ConnectionError> {
@@ -152,7 +171,7 @@ impl Connections {
             }
             () = stop.cancelled() => return Ok(()),
         }
-        let handle = Connection::new(Arc::clone(&self.counts));
+        let handle = Connection::new(Arc::clone(&self.counts), Arc::clone(&life));
         let (routes, of_request) = (self.routes.clone(), handle.clone());
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(of_request.clone());
@@ -181,6 +200,9 @@ impl Connections {
         tokio::select! {
             result = until_stopped => result.map_err(ConnectionError::Http2),
             () = handle.close.cancelled() => Ok(()),
+            () = life.ends_after(self.limits.longest_silence()) => {
+                Err(ConnectionError::Silent(self.limits.longest_silence()))
+            }
         }
     }
 
@@ -206,7 +228,7 @@ impl Connections {
         http2
             .timer(TokioTimer::new())
             .keep_alive_interval(limits.keepalive_interval)
-            .keep_alive_timeout(limits.keepalive_timeout)
+            .keep_alive_timeout(OUT_OF_REACH)
             .max_concurrent_streams(limits.max_streams)
             .max_header_list_size(limits.max_header_bytes)
             .max_frame_size(limits.max_frame_bytes)
@@ -228,11 +250,30 @@ pub struct Connection {
     close: CancellationToken,
     end_streams: CancellationToken,
     counts: Arc<ConnectionCounts>,
+    life: Arc<Life>,
+    streams: Arc<AtomicU64>,
 }
 
 impl Connection {
-    fn new(counts: Arc<ConnectionCounts>) -> Self {
-        Self { close: CancellationToken::new(), end_streams: CancellationToken::new(), counts }
+    fn new(counts: Arc<ConnectionCounts>, life: Arc<Life>) -> Self {
+        let (close, end_streams) = (CancellationToken::new(), CancellationToken::new());
+        Self { close, end_streams, counts, life, streams: Arc::default() }
+    }
+
+    /// The bytes that the system has taken to be sent on it.
+    pub fn taken(&self) -> u64 {
+        self.life.taken()
+    }
+
+    /// A stream of messages is open on it, until this is dropped.
+    pub fn count_stream(&self) -> OpenStream {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(&self.streams))
+    }
+
+    /// How many streams of messages are open on it.
+    pub fn streams(&self) -> u64 {
+        self.streams.load(Ordering::Relaxed)
     }
 
     /// Closes the connection at once, with all its streams, because a client did not read the end of one.
@@ -244,13 +285,23 @@ impl Connection {
     }
 
     /// Waits until the streams are to end, since the connection is too old.
-    pub async fn too_old(&self) {
-        self.end_streams.cancelled().await;
+    pub fn is_too_old(&self) -> WaitForCancellationFutureOwned {
+        self.end_streams.clone().cancelled_owned()
     }
 
     /// One of its consumers was stuck.
     pub fn count_stuck_consumer(&self) {
         self.counts.count_stuck_consumer();
+    }
+}
+
+/// A stream that is counted.
+#[derive(Debug)]
+pub struct OpenStream(Arc<AtomicU64>);
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -58,6 +58,8 @@ pub struct StreamLimits {
     pub max_outstanding_bytes: u64,
     /// A consumer that takes nothing of what is due to it for so long, and sends nothing, is stuck.
     pub consumer_stuck_after: Duration,
+    /// A connection takes no more than so many bytes for each of its streams while nobody reads them.
+    pub unread_bytes_per_stream: u64,
     /// So long may a client with a session take to resume it after its stream broke; zero: there are no sessions.
     pub reconnect_grace: Duration,
 }

@@ -16,6 +16,7 @@ pub mod exchange;
 pub mod exit;
 pub mod generator;
 pub mod health;
+pub mod life;
 pub mod listener;
 pub mod logging;
 pub mod message;

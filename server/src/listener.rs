@@ -54,7 +54,8 @@ pub async fn accept(
                 continue;
             }
         };
-        prepare(&stream, connections.limits().tcp_user_timeout);
+        let limits = connections.limits();
+        prepare(&stream, limits.tcp_user_timeout, limits.send_buffer_bytes);
         let (connections, stop) = (connections.clone(), stop.clone());
         let (runtime, place) = workers.assign();
         let serve = async move {
@@ -73,10 +74,15 @@ pub async fn accept(
 
 /// Sets what the system does for a connection. One that is gone already says so when it is read.
 #[cfg_attr(not(target_os = "linux"), allow(unused_variables, reason = "no other system has it"))]
-fn prepare(stream: &TcpStream, user_timeout: Duration) {
+fn prepare(stream: &TcpStream, user_timeout: Duration, send_buffer_bytes: usize) {
     let _ = stream.set_nodelay(true);
     #[cfg(target_os = "linux")]
-    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(user_timeout));
+    {
+        let _ = SockRef::from(stream).set_tcp_user_timeout(Some(user_timeout));
+        // What waits is in our hands, where a question for a sign of life goes ahead of it.
+        let most = u32::try_from(send_buffer_bytes).unwrap_or(u32::MAX);
+        let _ = SockRef::from(stream).set_tcp_notsent_lowat(most);
+    }
 }
 
 /// A socket waits with the runtime on which it was made: from here on with this one.
@@ -183,8 +189,9 @@ mod tests {
     async fn the_system_gives_up_a_connection_whose_bytes_nobody_acknowledges() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        prepare(&stream, Duration::from_secs(7));
+        prepare(&stream, Duration::from_secs(7), 1 << 17);
         assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
+        assert_eq!(SockRef::from(&stream).tcp_notsent_lowat().unwrap(), 1 << 17);
         assert!(stream.nodelay().unwrap());
     }
 }

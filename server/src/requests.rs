@@ -2,18 +2,21 @@
 //! messages.
 
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
-use http_body_util::BodyExt as _;
-use hyper::body::Body;
-use tokio::sync::Semaphore;
+use http::{HeaderMap, Request, Response};
+use hyper::body::{Body, Frame};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tonic::body::Body as TonicBody;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
+use crate::connection::Connection;
 use crate::proto::message_stream_server::SERVICE_NAME as MESSAGES;
 use crate::services;
 
@@ -50,11 +53,43 @@ impl BoundedRoutes {
         let Ok(place) = self.places.try_acquire_owned() else {
             return Status::resource_exhausted("as many such streams are open as may be (max_streams)").into_http();
         };
-        let hold = move |frame| {
-            let _until_the_end = &place;
-            frame
-        };
-        answer(self.routes, request).await.map(|body| TonicBody::new(body.map_frame(hold)))
+        let too_old = request.extensions().get::<Connection>().map(|connection| Box::pin(connection.is_too_old()));
+        answer(self.routes, request).await.map(|body| TonicBody::new(OtherStream { body: Some(body), too_old, place }))
+    }
+}
+
+/// The answer on a stream that carries no messages. It ends when its connection is too old, as streams of messages do, and has its place
+/// until then.
+struct OtherStream {
+    /// `None` once it has ended.
+    body: Option<TonicBody>,
+    too_old: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    #[expect(dead_code, reason = "it is held, and given back with this")]
+    place: OwnedSemaphorePermit,
+}
+
+impl Body for OtherStream {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        let this = &mut *self;
+        let Some(body) = &mut this.body else { return Poll::Ready(None) };
+        if this.too_old.as_mut().is_none_or(|too_old| too_old.as_mut().poll(context).is_pending()) {
+            return Pin::new(body).poll_frame(context);
+        }
+        this.body = None;
+        let mut trailers = HeaderMap::new();
+        Status::unavailable("the connection has reached its age (max_connection_age); reconnect")
+            .add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 }
 

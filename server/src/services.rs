@@ -1,11 +1,18 @@
 //! Every gRPC service of the server and its methods, as the descriptors tell them: what reflection shows, whose health can be asked
 //! for, and whose calls are counted.
 
+use std::pin::Pin;
+
+use futures_core::Stream;
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
+use tokio_stream::StreamExt as _;
 use tonic::service::Routes;
+use tonic::{Code, Request, Response, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::proto::FILE_DESCRIPTOR_SET;
 
@@ -84,8 +91,36 @@ pub fn reflection() -> Routes {
 
 /// Health, and who tells it what that is.
 pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    (reporter, service.max_decoding_message_size(MAX_REQUEST_BYTES))
+    let reporter = HealthReporter::new();
+    let known = HealthService::from_health_reporter(reporter.clone());
+    (reporter, HealthServer::new(WatchesUnknown(known)).max_decoding_message_size(MAX_REQUEST_BYTES))
+}
+
+/// Health as grpc.health.v1 has it: who watches a service that is not there gets `SERVICE_UNKNOWN` on a stream that stays open. (The
+/// service of tonic-health refuses such a watch with NOT_FOUND.)
+struct WatchesUnknown<H>(H);
+
+#[tonic::async_trait]
+impl<H: Health> Health for WatchesUnknown<H> {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        self.0.check(request).await
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        match self.0.watch(request).await {
+            Ok(watch) => Ok(watch.map(|told| Box::pin(told) as Self::WatchStream)),
+            Err(status) if status.code() == Code::NotFound => {
+                // Services do not come later. The stream lasts as long as one that watches the whole server.
+                let whole = self.0.watch(Request::new(HealthCheckRequest::default())).await?;
+                let unknown = HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() };
+                let first = tokio_stream::once(Ok(unknown));
+                Ok(whole.map(|told| Box::pin(first.chain(told.filter(Result::is_err))) as Self::WatchStream))
+            }
+            Err(status) => Err(status),
+        }
+    }
 }
 
 #[cfg(test)]

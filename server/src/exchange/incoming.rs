@@ -91,14 +91,15 @@ impl Incoming {
             ending.wait_for(Option::is_some).await.ok().and_then(|how| *how).unwrap_or(Ending::Stopping)
         });
         let (session, connection, caller) = (Arc::clone(&self.session), self.connection.clone(), self.caller.clone());
-        let after = self.limits.consumer_stuck_after;
+        let (after, unread) = (self.limits.consumer_stuck_after, self.limits.unread_bytes_per_stream);
+        let _counted = connection.count_stream();
         let Ended { leave, may_resume, how } = tokio::select! {
             biased;
             how = &mut server_ends => Ended::closed(false, how.result()),
-            () = connection.too_old() => Ended::closed(true, Err(Refused::ConnectionTooOld)),
+            () = connection.is_too_old() => Ended::closed(true, Err(Refused::ConnectionTooOld)),
             () = session.taken_over() => Ended::closed(true, Err(Refused::Resumed)),
             () = caller.revoked() => Ended::closed(false, Err(Refused::Unauthenticated(Unauthenticated::Revoked))),
-            () = stuck(&session, after) => {
+            () = stuck(&session, &connection, unread, after) => {
                 connection.count_stuck_consumer();
                 Refused::Stuck { after }.into()
             }
@@ -361,12 +362,24 @@ impl Conversation {
     }
 }
 
-/// Returns once a consumer has taken nothing of what was due to it for so long, and has sent nothing.
-async fn stuck(session: &Session, after: Duration) {
-    let mut looks = 0;
+/// So many bytes between two looks are what HTTP/2 says of itself, such as a PING of 17 bytes, and no stream's progress.
+const NO_PROGRESS: u64 = 256;
+
+/// Returns once a consumer has taken nothing of what was due to it for so long, and has sent nothing. What its connection takes counts
+/// as well, as a large message takes its time on a slow line; but no more than the streams on it may have waiting, since others may read.
+async fn stuck(session: &Session, connection: &Connection, unread_bytes_per_stream: u64, after: Duration) {
+    let (mut looks, mut taken) = (0, connection.taken());
+    let mut taken_at_last_move = taken;
     while looks < LOOKS_UNTIL_STUCK {
         tokio::time::sleep(after / LOOKS_UNTIL_STUCK).await;
-        looks = if session.has_moved() || !session.is_awaited() { 0 } else { looks + 1 };
+        let before = std::mem::replace(&mut taken, connection.taken());
+        if session.has_moved() || !session.is_awaited() {
+            taken_at_last_move = taken;
+            looks = 0;
+            continue;
+        }
+        let may_be_its_own = taken - taken_at_last_move <= unread_bytes_per_stream.saturating_mul(connection.streams());
+        looks = if taken > before + NO_PROGRESS && may_be_its_own { 0 } else { looks + 1 };
     }
 }
 

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_prost::ProstCodec;
@@ -251,4 +252,38 @@ async fn who_watches_the_health_takes_no_place_of_a_stream_of_messages_and_has_n
     watches.pop();
     settle().await;
     health.watch(asking("")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_carry_no_messages_end_with_their_connection_too() {
+    let memory = Memory::with(|settings| {
+        settings.connections.max_age = Some(Duration::from_mins(10));
+        settings.connections.age_grace = Duration::from_secs(30);
+    })
+    .await;
+    let mut health = HealthClient::new(memory.connect().await);
+    let mut known = health.watch(asking("")).await.unwrap().into_inner();
+    let mut unknown = health.watch(asking("nope")).await.unwrap().into_inner();
+    assert!(known.message().await.unwrap().is_some());
+    assert!(unknown.message().await.unwrap().is_some());
+    let (ends, took) =
+        timed(async { [known.message().await.unwrap_err(), unknown.message().await.unwrap_err()] }).await;
+    assert!(took > Duration::from_mins(9), "{took:?}");
+    for status in ends {
+        assert_eq!(status.code(), Code::Unavailable, "{status}");
+    }
+    settle().await;
+    assert_eq!(memory.server.connections().counts().open(), 0, "their connection is closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_watches_a_service_that_is_not_there_learns_so_on_a_stream_that_stays_open() {
+    let memory = Memory::start().await;
+    let mut health = HealthClient::new(memory.connect().await);
+    let mut watch = health.watch(asking("nope")).await.unwrap().into_inner();
+    let told = watch.message().await.unwrap().unwrap();
+    assert_eq!(told.status(), ServingStatus::ServiceUnknown);
+    let more = tokio::time::timeout(Duration::from_mins(10), watch.message()).await;
+    assert!(more.is_err(), "it stays open: {more:?}");
+    assert_eq!(health.check(asking("nope")).await.unwrap_err().code(), Code::NotFound);
 }

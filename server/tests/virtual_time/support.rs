@@ -38,6 +38,7 @@ pub(crate) fn settings() -> Settings {
             max_outstanding_messages: 1_000_000,
             max_outstanding_bytes: 1 << 30,
             consumer_stuck_after: Duration::from_secs(30),
+            unread_bytes_per_stream: 2 * ((128 << 10) + (1 << 20)),
             reconnect_grace: Duration::from_secs(2),
         },
         connections: ConnectionLimits {
