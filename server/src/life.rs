@@ -39,7 +39,7 @@ impl Life {
             if quiet >= silence {
                 return;
             }
-            tokio::time::sleep(silence - quiet).await;
+            tokio::time::sleep(silence.saturating_sub(quiet)).await;
         }
     }
 

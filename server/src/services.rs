@@ -97,7 +97,7 @@ pub fn health() -> (HealthReporter, HealthServer<impl Health>) {
 }
 
 /// Health as grpc.health.v1 has it: who watches a service that is not there gets `SERVICE_UNKNOWN` on a stream that stays open. (The
-/// service of tonic-health refuses such a watch with NOT_FOUND.)
+/// service of tonic-health refuses such a watch with `NOT_FOUND`.)
 struct WatchesUnknown<H>(H);
 
 #[tonic::async_trait]

@@ -287,3 +287,22 @@ async fn who_watches_a_service_that_is_not_there_learns_so_on_a_stream_that_stay
     assert!(more.is_err(), "it stays open: {more:?}");
     assert_eq!(health.check(asking("nope")).await.unwrap_err().code(), Code::NotFound);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_is_slow_lives_and_one_that_is_silent_ends_after_thirty_seconds() {
+    let memory = Memory::start().await;
+    let mut connection = memory.dial();
+    connection.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    connection.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap(); // empty SETTINGS
+    connection.write_all(&[0, 39, 16, 0xfe, 0, 0, 0, 0, 0]).await.unwrap(); // 10,000 bytes of a frame that nobody knows
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        connection.write_all(&[0]).await.unwrap();
+    }
+    assert_eq!(memory.server.connections().counts().open(), 1, "no PING was answered, but bytes came");
+
+    let (end, took) = timed(connection.read_to_end(&mut Vec::new())).await;
+
+    end.unwrap();
+    assert!(about(took, Duration::from_secs(30)), "{took:?}");
+}
