@@ -184,6 +184,7 @@ impl<M: Clone, O: Observer<M>> Subscription<M, O> {
             && !self.consumers.is_expected(consumer)
         {
             self.consumers.wake(consumer);
+            self.patience = self.now.plus(WAKE_PATIENCE);
         }
     }
 
