@@ -150,7 +150,7 @@ async def test_a_slow_handler_behind_a_full_window_handles_each_message_once() -
 
     async def handle(delivery: ackstream.Delivery) -> None:
         await asyncio.sleep(0.1)
-        handled.append((delivery.id, delivery.attempt))
+        handled.append((delivery.id, delivery.failures))
         if len(handled) == 200:
             consumer.stop()
 
@@ -159,7 +159,7 @@ async def test_a_slow_handler_behind_a_full_window_handles_each_message_once() -
             await client.publish_many("demo", [b"x"] * 200)
             consumer = client.consume("demo", "demo")
             await consumer.run(handle)
-    assert handled == [(message_id, 1) for message_id in range(1, 201)]
+    assert sorted(handled) == [(message_id, 0) for message_id in range(1, 201)]
 
 
 async def test_what_is_published_comes_back_as_it_was() -> None:
